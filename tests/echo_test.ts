@@ -1,0 +1,236 @@
+// What server.ts promises to those who run it and those who connect to it.
+
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { echo, printable } from "../server.ts";
+import { ask, handshake, RawClient, Script, startServer, test, TestClient } from "./helpers.ts";
+
+const silent = () => {};
+const REPLY = /^Data received as "hello"\.  time: (\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)\.\d{6}$/;
+
+test("net", "the article's handshake gets the accept key that the article shows", async () => {
+  await using server = startServer(echo(silent));
+  const { status, head } = await ask(server.port, handshake());
+  assertEquals(status, 101);
+  assertStringIncludes(head, "sec-websocket-accept: 0ffp+2nmnif/h+4bp36k9uzrygk=");
+});
+
+test("net", "text comes back in the article's sentence with the local time", async () => {
+  await using server = startServer(echo(silent));
+  await using client = await TestClient.open(server.url);
+  const before = Temporal.Now.plainDateTimeISO().subtract({ seconds: 1 });
+  client.send("hello");
+  const [, day, time] = String(await client.next()).match(REPLY) ?? [];
+  const stamp = Temporal.PlainDateTime.from(`${day}T${time}`);
+  assert(Temporal.PlainDateTime.compare(before, stamp) <= 0, `${stamp} is not after ${before}`);
+  assert(Temporal.PlainDateTime.compare(stamp, Temporal.Now.plainDateTimeISO()) <= 0);
+});
+
+test("net", "the times of many replies never run backwards", async () => {
+  await using server = startServer(echo(silent));
+  await using client = await TestClient.open(server.url);
+  for (let sent = 0; sent < 2_000; sent++) client.send("hello");
+  let last = "";
+  for (let got = 0; got < 2_000; got++) {
+    const reply = String(await client.next());
+    assertMatch(reply, REPLY);
+    assert(reply >= last, `${reply} came after ${last}`);
+    last = reply;
+  }
+});
+
+test("net", "text of every script and of no length keeps each character", async () => {
+  await using server = startServer(echo(silent));
+  await using client = await TestClient.open(server.url);
+  for (const text of ["", "你好，世界", "👩‍👩‍👧 e\u0301", '"quoted" \\ \n', "\u0000"]) {
+    client.send(text);
+    assertStringIncludes(String(await client.next()), `Data received as "${text}".  time: `);
+  }
+});
+
+test("net", "binary comes back byte for byte, from nothing to the largest message", async () => {
+  await using server = startServer(echo(silent));
+  await using client = await TestClient.open(server.url);
+  for (const size of [0, 1, 125, 126, 65_535, 65_536, 1024 * 1024]) {
+    const data = new Uint8Array(size).map((_, index) => index * 31 % 251);
+    client.send(data);
+    assertEquals(new Uint8Array(await client.next() as ArrayBuffer), data);
+  }
+});
+
+test("net", "any path will do, with any query", async () => {
+  await using server = startServer(echo(silent));
+  for (const path of ["/handler", "/a/b?c=d", "/%E4%BD%A0"]) {
+    await using client = await TestClient.open(server.url + path);
+    client.send("hello");
+    assertMatch(String(await client.next()), REPLY);
+  }
+});
+
+test("net", "GET / and HEAD / serve the page, all else is told to upgrade", async () => {
+  await using server = startServer(echo(silent));
+  const page = await Deno.readTextFile(new URL("../client.html", import.meta.url)).catch(() => "");
+  const root = `http://localhost:${server.port}/`;
+  const got = await fetch(root);
+  assertEquals(got.headers.get("content-type"), "text/html; charset=utf-8");
+  const html = await got.text();
+  assertMatch(html, /^<!doctype html>/i);
+  if (page) assertEquals(html, page);
+  const head = await fetch(root, { method: "HEAD" });
+  assertEquals([head.status, await head.text()], [200, ""]);
+  for (const [method, path] of [["GET", "handler"], ["POST", ""], ["PUT", ""], ["OPTIONS", "x"]]) {
+    const response = await fetch(root + path, { method });
+    await response.body?.cancel();
+    assertEquals([response.status, response.headers.get("upgrade")], [426, "websocket"]);
+  }
+});
+
+test("run", "its first line is its real URL, and SIGTERM ends it with 0", async () => {
+  await using server = await Script.server("server.ts");
+  const port = new URL(server.url).port;
+  assert(port !== "0" && port !== "9999");
+  assertEquals(
+    server.lines.all[0],
+    `Echo server on ws://localhost:${port}, page at http://localhost:${port}/`,
+  );
+  server.kill();
+  assertEquals(await server.end(), 0);
+  assertEquals(server.errors.all, []);
+});
+
+test("run", "it prints each reply and `Send reply`, and neither with --quiet", async () => {
+  for (const flags of [[], ["--quiet"]]) {
+    await using server = await Script.server("server.ts", ...flags);
+    await using client = await TestClient.open(server.url);
+    client.send("hello");
+    const reply = String(await client.next());
+    client.send(new Uint8Array(5));
+    await client.next();
+    await client.close();
+    server.kill();
+    await server.end();
+    const expected = [reply, "Send reply", "Data received, 5 bytes of binary.", "Send reply"];
+    assertEquals(server.lines.all.slice(1), flags.length ? [] : expected);
+  }
+});
+
+test("run", "--once answers one message and closes with 1000", async () => {
+  await using server = await Script.server("server.ts", "--once");
+  for (let connections = 0; connections < 2; connections++) {
+    await using client = await TestClient.open(server.url);
+    client.send("hello");
+    client.send("not answered");
+    assertMatch(String(await client.next()), REPLY);
+    assertEquals((await client.closed).code, 1000);
+    assertEquals(client.messages.all.length, 1);
+  }
+});
+
+test("run", "no peer can make it print what acts on a terminal or fills it", async () => {
+  await using server = await Script.server("server.ts");
+  await using client = await TestClient.open(server.url);
+  client.send("\x1b[31m\r\n\u202e\u200b\u{e0041}\x07" + "x".repeat(1_000_000));
+  await client.next();
+  const line = await server.lines.next();
+  assertStringIncludes(line, String.raw`\u{1b}[31m\u{d}\u{a}\u{202e}\u{200b}\u{e0041}\u{7}xxx`);
+  assert(line.length < 400, `a line of ${line.length} characters`);
+});
+
+test("run", "of many messages it prints some and counts the others", async () => {
+  await using server = await Script.server("server.ts");
+  await using client = await TestClient.open(server.url);
+  for (let sent = 0; sent < 500; sent++) client.send("hello");
+  for (let got = 0; got < 500; got++) await client.next();
+  let printed = 0;
+  // Two lines a message, of which all are printed or counted, however many seconds it took.
+  for (let counted = 0; printed + counted < 1_000;) {
+    const line = await server.lines.next();
+    const rest = line.match(/^… and (\d+) more lines\.$/)?.[1];
+    if (rest) counted += Number(rest);
+    else printed++;
+  }
+  assert(printed < 900, `${printed} lines were printed`);
+});
+
+test(
+  "run",
+  "a mistake gets one clear line and exit code 1, a wrong flag 2 and the usage",
+  async () => {
+    await using other = startServer(echo(silent));
+    const taken = `${other.port}`;
+    const cases: [string[], number, RegExp, string[]?][] = [
+      [["--port", taken], 1, /^This port is taken/],
+      [["--cert", "no.pem", "--key", "no.pem"], 1, /^No such file .*no\.pem/, ["-N", "-R"]],
+      [["--cert", "LICENSE", "--key", "LICENSE"], 1, /certificate/i, ["-N", "-R"]],
+      [["--host", "host.invalid"], 1, /lookup/],
+      [[], 1, /net access.*--allow-net.*deno run --allow-net server\.ts/, []],
+      [["--port", "70000"], 2, /^--port takes a whole number from 0 to 65535, not "70000"\.$/],
+      [["--port", "abc"], 2, /^--port takes/],
+      [["--max-message", "0"], 2, /^--max-message takes/],
+      [["--max-clients", "-1"], 2, /--max-clients/],
+      [["--cert", "only.pem"], 2, /^--cert and --key/],
+      [["--origin", "example.com"], 2, /^--origin takes/],
+      [["--no-such-flag"], 2, /--no-such-flag/],
+      [["surplus"], 2, /surplus/],
+    ];
+    for (const [flags, code, line, permissions] of cases) {
+      await using script = new Script("server.ts", flags, permissions);
+      assertEquals(await script.end(), code, flags.join(" "));
+      assertMatch(script.errors.all[0], line);
+      const hasUsage = script.errors.all.some((each) => each.startsWith("Usage:"));
+      assertEquals(
+        [hasUsage, script.errors.all.length === 1],
+        [code === 2, code === 1],
+        flags.join(),
+      );
+      assertEquals(script.lines.all, []);
+    }
+  },
+);
+
+test("run", "--help prints the flags and starts nothing", async () => {
+  await using script = new Script("server.ts", ["--help"], []);
+  assertEquals(await script.end(), 0);
+  assertStringIncludes(script.lines.all.join("\n"), "--max-clients");
+});
+
+test("run", "with a certificate it speaks wss, and serves the page over https", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const [cert, key] = [`${folder}/cert.pem`, `${folder}/key.pem`];
+    const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
+      "-subj /CN=localhost -addext subjectAltName=DNS:localhost " +
+      `-addext basicConstraints=critical,CA:FALSE -keyout ${key} -out ${cert}`;
+    const openssl = await new Deno.Command("openssl", { args: request.split(" ") }).output();
+    assert(openssl.success, new TextDecoder().decode(openssl.stderr));
+    const flags = ["--port", "0", "--cert", cert, "--key", key];
+    await using server = new Script("server.ts", flags, ["--allow-net", "--allow-read"]);
+    const line = await server.lines.next();
+    assertMatch(line, /^Echo server on wss:\/\/localhost:\d+, page at https:\/\/localhost:\d+\/$/);
+    const url = line.match(/wss:[^,]+/)?.[0] ?? "";
+    const trust = ["--allow-net", `--cert=${cert}`];
+    await using client = new Script("client.ts", [url, "--count", "1"], trust);
+    assertEquals([await client.end(), client.errors.all], [0, []]);
+    assertMatch(client.lines.all[0], /^Data received as "Hello, I am Deno\."/);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+test("net", "a client that leaves in the middle of a frame is no one's trouble", async () => {
+  await using server = startServer(echo(silent));
+  using raw = await RawClient.upgraded(server.port);
+  await raw.write(new Uint8Array([0x82, 0xfe, 0x10]));
+  raw.connection.close();
+  await using client = await TestClient.open(server.url);
+  client.send("hello");
+  assertMatch(String(await client.next()), REPLY);
+});
+
+Deno.test("printable text keeps what can be seen and escapes what can't", () => {
+  assertEquals(printable("Grüße, 你好 👋 é"), "Grüße, 你好 👋 é");
+  assertEquals(printable("\x00\x1b\x7f\x9b"), String.raw`\u{0}\u{1b}\u{7f}\u{9b}`);
+  assertEquals(printable("a\u202eb\u2066c\ufeffd"), String.raw`a\u{202e}b\u{2066}c\u{feff}d`);
+  assertEquals(printable("\u2028\u00ad\u3164\ud800"), String.raw`\u{2028}\u{ad}\u{3164}\u{d800}`);
+  assertEquals(printable("abcdef", 3), "abc… (3 more characters)");
+  assertEquals(printable("👋👋", 1), String.raw`\u{d83d}… (3 more characters)`);
+});

@@ -1,0 +1,284 @@
+// What the tests share: scripts started as processes, clients that are waited for, raw bytes.
+
+import { deadline } from "@std/async";
+import { type Handler, serve, type ServeOptions } from "../server.ts";
+
+/** Milliseconds that a test waits for something that should happen at once. */
+const PATIENCE = 15_000;
+
+const ROOT = new URL("../", import.meta.url);
+
+function isGranted(...permissions: Deno.PermissionDescriptor[]): boolean {
+  return permissions.every((each) => Deno.permissions.querySync(each).state === "granted");
+}
+
+const net = isGranted({ name: "net", host: "localhost" }, { name: "net", host: "127.0.0.1" });
+const run = net && isGranted({ name: "run" }, { name: "read" });
+
+/** What a test may need: without it, the test is ignored. */
+export const needs = { net, run, linux: run && Deno.build.os === "linux" };
+
+let isTold = false;
+
+/** Registers a test, or ignores it where it lacks a permission. */
+export function test(need: keyof typeof needs, name: string, fn: () => Promise<void>): void {
+  if (!needs[need] && !isTold) {
+    isTold = true;
+    console.log("Tests without their permissions are ignored: run them all with `deno task test`.");
+  }
+  Deno.test({ name, fn, ignore: !needs[need] });
+}
+
+/** Waits for a promise, and fails with `what` if it takes too long. */
+export async function within<T>(promise: Promise<T>, what: string): Promise<T> {
+  try {
+    return await deadline(promise, PATIENCE);
+  } catch (error) {
+    if (error instanceof DOMException) throw new Error(`Waited in vain for ${what}.`);
+    throw error;
+  }
+}
+
+/** Things that arrive one by one, taken one by one. */
+export class Inbox<T> {
+  readonly all: T[] = [];
+  #taken = 0;
+  #wake = Promise.withResolvers<void>();
+
+  put(item: T): void {
+    this.all.push(item);
+    this.#wake.resolve();
+    this.#wake = Promise.withResolvers();
+  }
+
+  /** The next item that `isWanted`; those before it are passed over. */
+  async next(isWanted: (item: T) => boolean = () => true, what = "the next item"): Promise<T> {
+    while (true) {
+      while (this.#taken < this.all.length) {
+        const item = this.all[this.#taken++];
+        if (isWanted(item)) return item;
+      }
+      await within(this.#wake.promise, what);
+    }
+  }
+}
+
+/** A server in this process on a free port, with its log. */
+export interface TestServer extends AsyncDisposable {
+  url: string;
+  port: number;
+  log: Inbox<string>;
+}
+
+export function startServer(handler: Handler, options: ServeOptions = {}): TestServer {
+  const log = new Inbox<string>();
+  const server = serve(handler, { port: 0, log: (line) => log.put(line), ...options });
+  const { port } = server.addr;
+  return {
+    url: `ws://localhost:${port}`,
+    port,
+    log,
+    async [Symbol.asyncDispose]() {
+      await within(server.shutdown(), "the server to stop");
+    },
+  };
+}
+
+/** A client that keeps what it receives. */
+export class TestClient implements AsyncDisposable {
+  readonly messages = new Inbox<string | ArrayBuffer>();
+  readonly closed: Promise<CloseEvent>;
+
+  constructor(readonly socket: WebSocket) {
+    socket.binaryType = "arraybuffer";
+    socket.onmessage = ({ data }) => this.messages.put(data);
+    this.closed = new Promise((resolve) => socket.onclose = resolve);
+  }
+
+  /** Connects with the headers given, and waits until the connection is open. */
+  static async open(url: string, headers: Record<string, string> = {}): Promise<TestClient> {
+    const client = new TestClient(new WebSocket(url, { headers }));
+    const opened = new Promise<void>((resolve, reject) => {
+      client.socket.onopen = () => resolve();
+      client.socket.onerror = (event) => reject(new Error((event as ErrorEvent).message));
+    });
+    await within(opened, `a connection to ${url}`);
+    return client;
+  }
+
+  send(data: string | ArrayBuffer | Uint8Array<ArrayBuffer>): void {
+    this.socket.send(data);
+  }
+
+  next(): Promise<string | ArrayBuffer> {
+    return this.messages.next(undefined, "a message");
+  }
+
+  close(): Promise<CloseEvent> {
+    this.socket.close(1000);
+    return within(this.closed, "the connection to close");
+  }
+
+  async [Symbol.asyncDispose]() {
+    if (this.socket.readyState !== WebSocket.CLOSED) await this.close();
+  }
+}
+
+/** A script as its user runs it, with what it prints. */
+export class Script implements AsyncDisposable {
+  readonly lines = new Inbox<string>();
+  readonly errors = new Inbox<string>();
+  readonly #process: Deno.ChildProcess;
+  readonly #printed: Promise<unknown>;
+
+  constructor(script: string, args: string[], permissions = ["--allow-net"], stdin = "null") {
+    this.#process = new Deno.Command(Deno.execPath(), {
+      args: ["run", "--no-prompt", ...permissions, script, ...args],
+      cwd: ROOT,
+      env: { NO_COLOR: "1" },
+      stdin: stdin as "null" | "piped",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    this.#printed = Promise.all([
+      collect(this.#process.stdout, this.lines),
+      collect(this.#process.stderr, this.errors),
+    ]);
+  }
+
+  /** Starts a server script on a free port and waits until it listens. */
+  static async server(script: string, ...flags: string[]): Promise<Script & { url: string }> {
+    const started = new Script(script, ["--port", "0", ...flags]);
+    const line = await started.lines.next((line) => line.includes("ws://"), `${script} to listen`);
+    const url = line.match(/wss?:\/\/[^,]+/)?.[0] ?? "";
+    return Object.assign(started, { url });
+  }
+
+  get stdin(): WritableStream<Uint8Array> {
+    return this.#process.stdin;
+  }
+
+  get pid(): number {
+    return this.#process.pid;
+  }
+
+  kill(signal: Deno.Signal = "SIGTERM"): void {
+    this.#process.kill(signal);
+  }
+
+  /** Waits for the end: its exit code. */
+  async end(): Promise<number> {
+    const { code } = await within(this.#process.status, "the script to end");
+    await this.#printed;
+    return code;
+  }
+
+  async [Symbol.asyncDispose]() {
+    try {
+      this.kill("SIGKILL");
+    } catch {
+      // It has ended already.
+    }
+    await this.end();
+  }
+}
+
+async function collect(stream: ReadableStream<Uint8Array>, inbox: Inbox<string>): Promise<void> {
+  let rest = "";
+  for await (const text of stream.pipeThrough(new TextDecoderStream())) {
+    const lines = (rest + text).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) inbox.put(line);
+  }
+  if (rest) inbox.put(rest);
+}
+
+/** The handshake of the article, whose Sec-WebSocket-Accept is known; `null` leaves a header out. */
+export function handshake(headers: Record<string, string | null> = {}, request = "GET / HTTP/1.1") {
+  const all = {
+    Host: "localhost",
+    Upgrade: "websocket",
+    Connection: "Upgrade",
+    "Sec-WebSocket-Key": "wDqumtseNBJdhkihL6PW7w==",
+    "Sec-WebSocket-Version": "13",
+    ...headers,
+  };
+  const lines = Object.entries(all).filter(([, value]) => value !== null);
+  return `${request}\r\n${lines.map(([name, value]) => `${name}: ${value}\r\n`).join("")}\r\n`;
+}
+
+/** A frame as clients send it (RFC 6455 section 5.2), masked with zeros. */
+export function frame(opcode: number, payload: string | Uint8Array = "", isLast = true) {
+  const bytes = typeof payload === "string" ? new TextEncoder().encode(payload) : payload;
+  const { length } = bytes;
+  const extended = length < 126 ? 0 : length < 65_536 ? 2 : 8;
+  const bytesBefore = 2 + extended + 4;
+  const all = new Uint8Array(bytesBefore + length);
+  const view = new DataView(all.buffer);
+  view.setUint8(0, (isLast ? 0x80 : 0) | opcode);
+  view.setUint8(1, 0x80 | (extended === 0 ? length : extended === 2 ? 126 : 127));
+  if (extended === 2) view.setUint16(2, length);
+  if (extended === 8) view.setBigUint64(2, BigInt(length));
+  all.set(bytes, bytesBefore);
+  return all;
+}
+
+/** A TCP connection to write any bytes to. */
+export class RawClient implements Disposable {
+  private constructor(readonly connection: Deno.TcpConn) {}
+
+  /** Connects, and sends `request` if there is one. */
+  static async open(port: number, request?: string): Promise<RawClient> {
+    const client = new RawClient(await Deno.connect({ port }));
+    if (request !== undefined) await client.write(request);
+    return client;
+  }
+
+  /** Connects and completes the article's handshake. */
+  static async upgraded(port: number): Promise<RawClient> {
+    const client = await RawClient.open(port, handshake());
+    await client.head();
+    return client;
+  }
+
+  async write(data: string | Uint8Array): Promise<void> {
+    let bytes = typeof data === "string" ? new TextEncoder().encode(data) : data;
+    while (bytes.length > 0) bytes = bytes.subarray(await this.connection.write(bytes));
+  }
+
+  /** Reads once: the bytes, or none at the end. */
+  async read(): Promise<Uint8Array> {
+    const buffer = new Uint8Array(65_536);
+    const count = await within(this.connection.read(buffer), "bytes from the server");
+    return buffer.slice(0, count ?? 0);
+  }
+
+  /** The head of the answer to a request, read byte by byte so that nothing after it is taken. */
+  async head(): Promise<string> {
+    let head = "";
+    const byte = new Uint8Array(1);
+    while (!head.endsWith("\r\n\r\n")) {
+      if (await within(this.connection.read(byte), "an answer") === null) break;
+      head += String.fromCharCode(byte[0]);
+    }
+    return head;
+  }
+
+  [Symbol.dispose](): void {
+    try {
+      this.connection.close();
+    } catch {
+      // The test has closed it already.
+    }
+  }
+}
+
+/** The answer to a raw request: its status, and its head. */
+export async function ask(
+  port: number,
+  request: string,
+): Promise<{ status: number; head: string }> {
+  using client = await RawClient.open(port, request);
+  const head = await client.head();
+  return { status: Number(head.split(" ")[1]), head: head.toLowerCase() };
+}

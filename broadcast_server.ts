@@ -6,15 +6,19 @@
 // Open that page in two tabs, or push from anywhere: curl -d 'hello' http://localhost:9998/
 // Read `broadcast` and `room` first; the rules for clients are those of `serve` in server.ts.
 
-import { deadline } from "@std/async";
+import { deadline, delay } from "@std/async";
 import { parseArgs } from "node:util";
 import { command, type Handler, limited, type Log, MAX_BUFFERED, MAX_QUEUED } from "./server.ts";
 import { runServer, SERVER_FLAGS, SERVER_USAGE, usageError } from "./server.ts";
 
 /** Milliseconds that NATS gets to answer, when this server starts and when it stops. */
 const NATS_TIMEOUT = 3_000;
-/** Milliseconds between pings: a NATS that vanished is noticed after two that were not answered. */
+/** Milliseconds between pings: a NATS that vanished is noticed when two were not answered. */
 const NATS_PING_INTERVAL = 5_000;
+/** Milliseconds between attempts to reach a NATS that was lost. */
+const NATS_RECONNECT_WAIT = 1_000;
+/** Milliseconds until NATS is used again: by then, the other instances have come back as well. */
+const NATS_SETTLE_TIME = 2 * NATS_RECONNECT_WAIT;
 
 type Data = string | ArrayBuffer | ArrayBufferView<ArrayBufferLike>;
 
@@ -70,14 +74,19 @@ export async function connectRelay(
   log: Log,
 ): Promise<Relay> {
   const { connect } = await import("@nats-io/transport-node");
-  const options = {
+  // A connection that NATS resets while it is refused reports that where nobody listens any more.
+  globalThis.addEventListener("error", (event) => {
+    if (event.error?.code === "ECONNRESET") event.preventDefault();
+  });
+  const nats = await connect({
     servers: url,
     noEcho: true,
     timeout: NATS_TIMEOUT,
-    maxReconnectAttempts: -1,
     pingInterval: NATS_PING_INTERVAL,
-  };
-  const nats = await connect(options).catch((error) => {
+    reconnectTimeWait: NATS_RECONNECT_WAIT,
+    maxReconnectAttempts: -1,
+    ignoreAuthErrorAbort: true,
+  }).catch((error) => {
     throw new Error(`No NATS server at ${url} (${error.message}): start nats-server there.`);
   });
   nats.subscribe(`${subject}.*`, {
@@ -86,15 +95,17 @@ export async function connectRelay(
       else receive(message.subject.endsWith(".text") ? message.string() : message.data);
     },
   });
+  // Once this is confirmed, no message of another instance is missed.
+  await nats.flush();
 
   let waiting: (string | ArrayBuffer)[] = [];
   let waitingBytes = 0;
   let batch: typeof waiting = [];
   let lost = 0;
   let isConnected = true;
-  let publishing: Promise<void> | undefined;
+  let published = Promise.resolve();
 
-  /** Publishes what waits. A batch that NATS does not confirm counts as lost: it may have arrived. */
+  /** Publishes what waits. A batch that NATS does not confirm is lost, though some may arrive. */
   async function publishWaiting() {
     while (isConnected && waiting.length > 0) {
       [batch, waiting, waitingBytes] = [waiting, [], 0];
@@ -106,10 +117,11 @@ export async function connectRelay(
         await nats.flush();
       } catch {
         lost += batch.length;
+        // Lets `watchConnection` hear first that the connection is gone.
+        await delay(0);
       }
       batch = [];
     }
-    publishing = undefined;
     if (isConnected) reportLost();
   }
 
@@ -119,11 +131,18 @@ export async function connectRelay(
   }
 
   async function watchConnection() {
-    for await (const { type } of nats.status()) {
-      if (type === "disconnect") log("NATS is lost: local clients go on, reconnecting.");
-      if (type === "reconnect") log("NATS is back.");
-      if (type === "disconnect" || type === "reconnect") isConnected = type === "reconnect";
-      publishing ??= publishWaiting();
+    for await (const status of nats.status()) {
+      if (status.type === "error") {
+        log(`NATS: ${status.error.message}`);
+      } else if (status.type === "disconnect") {
+        isConnected = false;
+        log("NATS is lost: local clients go on, reconnecting.");
+      } else if (status.type === "reconnect") {
+        log("NATS is back.");
+        await delay(NATS_SETTLE_TIME);
+        isConnected = true;
+        published = published.then(publishWaiting);
+      }
     }
   }
   watchConnection();
@@ -132,17 +151,16 @@ export async function connectRelay(
     maxMessage: nats.info?.max_payload ?? Infinity,
     publish(data) {
       const size = typeof data === "string" ? data.length : data.byteLength;
-      if (waitingBytes + size > MAX_BUFFERED || waiting.length >= MAX_QUEUED) {
+      if (waitingBytes + size > MAX_BUFFERED || waiting.length === MAX_QUEUED) {
         lost++;
         return;
       }
       waiting.push(data);
       waitingBytes += size;
-      publishing ??= publishWaiting();
+      published = published.then(publishWaiting);
     },
     async close() {
-      await deadline((publishing ?? Promise.resolve()).then(() => nats.drain()), NATS_TIMEOUT)
-        .catch(() => {});
+      await deadline(published.then(() => nats.drain()), NATS_TIMEOUT).catch(() => {});
       lost += batch.length + waiting.length;
       reportLost();
     },

@@ -163,11 +163,14 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   }
 
   async function receive(request: Request, post: (text: string) => Response): Promise<Response> {
+    const reading = new AbortController();
     clients.add(request);
     try {
-      const text = await deadline(readText(request, maxMessage), idleTimeout * 1000);
-      return text === undefined ? refuse(413, `Larger than ${maxMessage} bytes.`) : post(text);
+      const text = readText(request, maxMessage, reading.signal);
+      const body = await deadline(text, idleTimeout * 1000);
+      return body === undefined ? refuse(413, `Larger than ${maxMessage} bytes.`) : post(body);
     } finally {
+      reading.abort();
       clients.delete(request);
     }
   }
@@ -226,10 +229,12 @@ function isLarger(data: string | ArrayBuffer, limit: number): boolean {
 }
 
 /** The body of a request, or `undefined` as soon as it has more than `limit` bytes. */
-async function readText(request: Request, limit: number): Promise<string | undefined> {
-  const decoder = new TextDecoder();
+async function readText(request: Request, limit: number, signal: AbortSignal) {
+  // The signal ends the reading of a body, which nothing else does while none of it comes.
+  const body = request.body?.pipeThrough(new TransformStream<Uint8Array>(), { signal });
+  const decoder = new TextDecoder("utf-8", { fatal: true });
   let [text, size] = ["", 0];
-  for await (const chunk of request.body ?? []) {
+  for await (const chunk of body ?? []) {
     size += chunk.byteLength;
     if (size > limit) return undefined;
     text += decoder.decode(chunk, { stream: true });
@@ -372,7 +377,8 @@ export async function command(usage: string, main: () => void | Promise<void>): 
     if (error instanceof Deno.errors.AddrInUse) {
       line = "This port is taken: choose one with --port.";
     }
-    if (error instanceof Deno.errors.NotCapable) line += `: ${usage.split("\n")[0]}`;
+    // Deno says which permission is missing; the first line of the usage has the command for it.
+    if (error instanceof Deno.errors.NotCapable) line += `: ${usage.match(/deno run.*/)?.[0]}`;
     console.error(printable(line, Infinity) + (isUsage ? `\n${usage}` : ""));
     Deno.exit(isUsage ? 2 : 1);
   }

@@ -6,7 +6,7 @@ import { echo, type Handler } from "../server.ts";
 import { Inbox, Script, startServer, test, within } from "./helpers.ts";
 
 const silent = () => {};
-const ANSWER = /^Data received as "Hello, I am Deno\."\.  time: [-\d]{10} [:\d]{8}\.\d{6}$/;
+const ANSWER = /^Data received as "Hello, I am Deno\."\. {2}time: [-\d]{10} [:\d]{8}\.\d{6}$/;
 
 /** A handler that does not answer but tells what it hears, and how its clients leave. */
 function listen(events: Inbox<string>): Handler {
@@ -110,7 +110,7 @@ test("run", "in a pipe it sends each line and prints the answers alone", async (
   const { code, lines, errors } = await pipe(server.url, "a\n\n你好\nno newline");
   assertEquals(code, 0);
   assertEquals(errors, [`Connected to ${server.url}.`, "Connection closed: 1000 (OK)."]);
-  const sent = lines.map((line) => line.match(/^Data received as "(.*)"\.  time: /)?.[1]);
+  const sent = lines.map((line) => line.match(/^Data received as "(.*)"\. {2}time: /)?.[1]);
   assertEquals(sent, ["a", "", "你好", "no newline"]);
 });
 

@@ -5,7 +5,7 @@ import { echo, printable } from "../server.ts";
 import { ask, handshake, RawClient, Script, startServer, test, TestClient } from "./helpers.ts";
 
 const silent = () => {};
-const REPLY = /^Data received as "hello"\.  time: (\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)\.\d{6}$/;
+const REPLY = /^Data received as "hello"\. {2}time: (\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)\.\d{6}$/;
 
 test("net", "the article's handshake gets the accept key that the article shows", async () => {
   await using server = startServer(echo(silent));

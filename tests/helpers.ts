@@ -1,6 +1,7 @@
 // What the tests share: scripts started as processes, clients that are waited for, raw bytes.
 
 import { deadline } from "@std/async";
+import { existsSync } from "node:fs";
 import { type Handler, serve, type ServeOptions } from "../server.ts";
 
 /** Milliseconds that a test waits for something that should happen at once. */
@@ -13,20 +14,62 @@ function isGranted(...permissions: Deno.PermissionDescriptor[]): boolean {
 }
 
 const net = isGranted({ name: "net", host: "localhost" }, { name: "net", host: "127.0.0.1" });
-const run = net && isGranted({ name: "run" }, { name: "read" });
+const names = ["net", "run", "read", "write", "env", "sys", "ffi"] as const;
+// Deno lets nobody read in /proc, which tests and Chromium's driver do, without all permissions.
+const run = isGranted(...names.map((name) => ({ name })));
 
-/** What a test may need: without it, the test is ignored. */
-export const needs = { net, run, linux: run && Deno.build.os === "linux" };
+/** The first of these programs that there is. */
+function find(...paths: string[]): string | undefined {
+  if (run) return paths.find((path) => existsSync(path));
+}
 
-let isTold = false;
+/** Where Debian, Ubuntu, Fedora, macOS and Windows have Chromium or Chrome. */
+export const CHROMIUM = find(
+  "/usr/bin/chromium",
+  "/usr/bin/chromium-browser",
+  "/usr/bin/google-chrome",
+  "/Applications/Chromium.app/Contents/MacOS/Chromium",
+  "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+  "C:/Program Files/Google/Chrome/Application/chrome.exe",
+);
 
-/** Registers a test, or ignores it where it lacks a permission. */
+/** It runs as root in containers, where its sandbox does not, and needs no network but ours. */
+export const CHROMIUM_FLAGS = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+
+/** Debian puts it where only the administrator's PATH leads. */
+export const NATS_SERVER = find(
+  "/usr/sbin/nats-server",
+  "/usr/bin/nats-server",
+  "/usr/local/bin/nats-server",
+);
+
+/** What a test may need: where it is missing, the test is ignored, and a line says what to do. */
+const needs = {
+  net: [net, "that need the network: `deno task test` runs them"],
+  run: [run, "that start programs: `deno task test` runs them"],
+  linux: [
+    run && Deno.build.os === "linux",
+    "that need Linux's /proc: `deno task test` runs them there",
+  ],
+  chromium: [CHROMIUM, "of the page: install Chromium, and `deno task test` runs them"],
+  nats: [NATS_SERVER, "with NATS: install nats-server, and `deno task test` runs them"],
+} as const;
+const told = new Set<string>();
+
+/** Registers a test, or ignores it where what it needs is missing. */
 export function test(need: keyof typeof needs, name: string, fn: () => Promise<void>): void {
-  if (!needs[need] && !isTold) {
-    isTold = true;
-    console.log("Tests without their permissions are ignored: run them all with `deno task test`.");
-  }
-  Deno.test({ name, fn, ignore: !needs[need] });
+  const [isThere, reason] = needs[need];
+  if (!isThere && !told.has(need)) console.log(`Ignoring the tests ${reason}.`);
+  told.add(need);
+  Deno.test({ name, fn, ignore: !isThere });
 }
 
 /** Waits for a promise, and fails with `what` if it takes too long. */

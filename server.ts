@@ -290,7 +290,6 @@ export const SERVER_FLAGS = {
   "max-message": { type: "string", default: `${MAX_MESSAGE}` },
   "max-clients": { type: "string", default: `${MAX_CLIENTS}` },
   quiet: { type: "boolean" },
-  help: { type: "boolean" },
 } as const;
 
 /** What `--help` says of `SERVER_FLAGS`. */
@@ -349,7 +348,9 @@ export function runServer(
   // There is no SIGTERM on Windows, and listening for it throws.
   if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
 
-  const address = `${host.includes(":") ? `[${host}]` : host}:${server.addr.port}`;
+  // All addresses are no address to connect to.
+  const reachable = host === "0.0.0.0" || host === "::" ? "localhost" : host;
+  const address = `${reachable.includes(":") ? `[${host}]` : reachable}:${server.addr.port}`;
   const secure = cert ? "s" : "";
   console.log(`${name} on ws${secure}://${address}, page at http${secure}://${address}/`);
 }
@@ -374,11 +375,12 @@ export async function command(usage: string, main: () => void | Promise<void>): 
     if (!(error instanceof Error)) throw error;
     const isUsage = "code" in error && `${error.code}`.startsWith("ERR_PARSE_ARGS");
     let line = error.message.replaceAll("\n", " ");
-    if (error instanceof Deno.errors.AddrInUse) {
-      line = "This port is taken: choose one with --port.";
+    if (error instanceof Deno.errors.AddrInUse) line = "This port is taken: see --port.";
+    if (error instanceof Deno.errors.NotCapable) {
+      // Deno names the flag that is missing; the usage has the command, without --allow-read.
+      const needed = line.includes("--allow-read") ? "--allow-net --allow-read" : "--allow-net";
+      line += `: ${usage.match(/deno run .*\.ts/)?.[0].replace("--allow-net", needed)}`;
     }
-    // Deno says which permission is missing; the first line of the usage has the command for it.
-    if (error instanceof Deno.errors.NotCapable) line += `: ${usage.match(/deno run.*/)?.[0]}`;
     console.error(printable(line, Infinity) + (isUsage ? `\n${usage}` : ""));
     Deno.exit(isUsage ? 2 : 1);
   }

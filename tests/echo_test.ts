@@ -162,7 +162,12 @@ test(
       [["--cert", "no.pem", "--key", "no.pem"], 1, /^No such file .*no\.pem/, ["-N", "-R"]],
       [["--cert", "LICENSE", "--key", "LICENSE"], 1, /certificate/i, ["-N", "-R"]],
       [["--host", "host.invalid"], 1, /lookup/],
-      [[], 1, /net access.*--allow-net.*deno run --allow-net server\.ts/, []],
+      [[], 1, /net access.*--allow-net flag: deno run --allow-net server\.ts$/, []],
+      [
+        ["--cert", "x", "--key", "x"],
+        1,
+        /--allow-read flag: deno run --allow-net --allow-read server\.ts$/,
+      ],
       [["--port", "70000"], 2, /^--port takes a whole number from 0 to 65535, not "70000"\.$/],
       [["--port", "abc"], 2, /^--port takes/],
       [["--max-message", "0"], 2, /^--max-message takes/],

@@ -78,8 +78,11 @@ export async function connectRelay(
   globalThis.addEventListener("error", (event) => {
     if (event.error?.code === "ECONNRESET") event.preventDefault();
   });
+  const { host, username, password } = new URL(url);
   const nats = await connect({
-    servers: url,
+    servers: host,
+    user: decodeURIComponent(username) || undefined,
+    pass: decodeURIComponent(password) || undefined,
     noEcho: true,
     timeout: NATS_TIMEOUT,
     pingInterval: NATS_PING_INTERVAL,
@@ -87,7 +90,7 @@ export async function connectRelay(
     maxReconnectAttempts: -1,
     ignoreAuthErrorAbort: true,
   }).catch((error) => {
-    throw new Error(`No NATS server at ${url} (${error.message}): start nats-server there.`);
+    throw new Error(`No NATS server at ${host} (${error.message}): start nats-server there.`);
   });
   nats.subscribe(`${subject}.*`, {
     callback(error, message) {
@@ -104,6 +107,7 @@ export async function connectRelay(
   let lost = 0;
   let isConnected = true;
   let published = Promise.resolve();
+  let settleTimer: ReturnType<typeof setTimeout> | undefined;
 
   /** Publishes what waits. A batch that NATS does not confirm is lost, though some may arrive. */
   async function publishWaiting() {
@@ -136,12 +140,14 @@ export async function connectRelay(
         log(`NATS: ${status.error.message}`);
       } else if (status.type === "disconnect") {
         isConnected = false;
+        clearTimeout(settleTimer);
         log("NATS is lost: local clients go on, reconnecting.");
       } else if (status.type === "reconnect") {
         log("NATS is back.");
-        await delay(NATS_SETTLE_TIME);
-        isConnected = true;
-        published = published.then(publishWaiting);
+        settleTimer = setTimeout(() => {
+          isConnected = true;
+          published = published.then(publishWaiting);
+        }, NATS_SETTLE_TIME);
       }
     }
   }
@@ -180,6 +186,9 @@ if (import.meta.main) {
         subject: { type: "string", default: "broadcast" },
       },
     }).values;
+    if (nats !== undefined && !(nats.startsWith("nats://") && URL.canParse(nats))) {
+      throw usageError("--nats takes a URL such as nats://127.0.0.1:4222.");
+    }
     if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject)) {
       throw usageError(`--subject takes words with dots between them, not "${subject}".`);
     }
@@ -187,7 +196,7 @@ if (import.meta.main) {
     const log = limited(console.log);
     const print = flags.quiet ? () => {} : limited(console.log);
     const hear = (data: Data) => broadcast(clients, data);
-    const relay = nats === undefined ? undefined : await connectRelay(nats, subject, hear, log);
+    const relay = nats ? await connectRelay(nats, subject, hear, limited(console.log)) : undefined;
     const options = { port: 9998, maxMessage: relay?.maxMessage };
     runServer("Broadcast server", room(clients, log, print, relay), flags, options, relay?.close);
   });

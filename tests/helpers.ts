@@ -20,7 +20,7 @@ const run = isGranted(...names.map((name) => ({ name })));
 
 /** The first of these programs that there is. */
 function find(...paths: string[]): string | undefined {
-  if (run) return paths.find((path) => existsSync(path));
+  if (isGranted({ name: "read" })) return paths.find((path) => existsSync(path));
 }
 
 /** Where Debian, Ubuntu, Fedora, macOS and Windows have Chromium or Chrome. */
@@ -59,8 +59,8 @@ const needs = {
     run && Deno.build.os === "linux",
     "that need Linux's /proc: `deno task test` runs them there",
   ],
-  chromium: [CHROMIUM, "of the page: install Chromium, and `deno task test` runs them"],
-  nats: [NATS_SERVER, "with NATS: install nats-server, and `deno task test` runs them"],
+  chromium: [run && CHROMIUM, "of the page: install Chromium, and `deno task test` runs them"],
+  nats: [run && NATS_SERVER, "with NATS: install nats-server, and `deno task test` runs them"],
 } as const;
 const told = new Set<string>();
 

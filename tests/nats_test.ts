@@ -132,13 +132,28 @@ natsTest("a missing NATS is one line and exit code 1, a bad subject is 2", async
   const flags = ["--port", "0", "--nats", broker.url];
   await using script = new Script("broadcast_server.ts", flags);
   assertEquals(await script.end(), 1);
-  const line = `No NATS server at ${broker.url} (connection refused): start nats-server there.`;
+  const line =
+    `No NATS server at 127.0.0.1:${broker.port} (connection refused): start nats-server there.`;
   assertEquals([...script.errors.all, ...script.lines.all], [line]);
   for (const subject of ["", "red room", "red.*", ">", "red..room"]) {
     await using script = new Script("broadcast_server.ts", [...flags, "--subject", subject]);
     assertEquals(await script.end(), 2, `The subject was "${subject}".`);
     assertMatch(script.errors.all[0], /^--subject takes words/);
   }
+  await using wrong = new Script("broadcast_server.ts", ["--nats", "127.0.0.1:4222"]);
+  assertEquals(await wrong.end(), 2);
+  assertMatch(wrong.errors.all[0], /^--nats takes a URL/);
+});
+
+natsTest("its URL may hold user and password, which no line shows", async (broker) => {
+  await broker.stop();
+  await broker.start("--user", "me", "--pass", "s/cret");
+  const url = (password: string) => `nats://me:${password}@127.0.0.1:${broker.port}`;
+  await using _server = await Script.server("broadcast_server.ts", "--nats", url("s%2Fcret"));
+  await using script = new Script("broadcast_server.ts", ["--port", "0", "--nats", url("wrong")]);
+  assertEquals(await script.end(), 1);
+  assertEquals([script.errors.all.length, script.lines.all], [1, []]);
+  assertMatch(script.errors.all[0], /^No NATS server at 127\.0\.0\.1:\d+ \(/);
 });
 
 natsTest("while NATS is away all goes on, and is relayed later or counted", async (broker) => {
@@ -153,8 +168,12 @@ natsTest("while NATS is away all goes on, and is relayed later or counted", asyn
     await neighbor.next();
   }
   there.clients[0].send("hello from there");
+  // It comes back twice: what waits is not to be lost to a NATS that is gone again at once.
   await broker.start();
   await heard(here.script.lines, "NATS is back.");
+  await broker.stop();
+  await heard(here.script.lines, LOST);
+  await broker.start();
   const line = await here.script.lines.next((line) => line.includes("not relayed"), "the count");
   const lost = Number(
     line.match(/^(\d+) messages were not relayed to the other instances\.$/)?.[1],

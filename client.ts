@@ -5,7 +5,7 @@
 //   … one line a second, 39 in all
 //
 // With --interactive it is the article's test command: it sends what you type.
-// Read `round` and `loop` first, then `talk`, which serves terminals, and `pipe`, which does not.
+// Read `round` and `loop` for the one, and `interact` for the other.
 
 import { deadline, delay, retry } from "@std/async";
 import process from "node:process";
@@ -116,7 +116,7 @@ export async function loop({ url, message, count, interval, timeout, print, sign
     const answer = await retry(() => round(url, message, timeout, signal), {
       minTimeout: 100,
       maxTimeout: 2_000,
-      maxAttempts: PATIENCE,
+      maxAttempts: Number.MAX_SAFE_INTEGER,
       isRetriable: (error: unknown) => error instanceof ConnectionError && performance.now() < end,
     });
     print(show(answer));

@@ -225,7 +225,7 @@ async function disconnect(sockets: WebSocket[]): Promise<void> {
   await Promise.all(sockets.map((socket) =>
     new Promise<void>((resolve) => {
       socket.onclose = () => resolve();
-      socket.close();
+      socket.close(1000);
     })
   ));
 }

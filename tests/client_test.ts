@@ -166,6 +166,29 @@ test("run", "without a server it says so in one line and exits with 1", async ()
   assertMatch(errors[0], /^No connection to ws:\/\/localhost:1 /);
 });
 
+test(
+  "run",
+  "a server that does not answer the Close frame is waited for, but not for long",
+  async () => {
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const url = `ws://127.0.0.1:${listener.addr.port}`;
+    const piped = pipe(url, "");
+    using connection = await listener.accept();
+    const request = new Uint8Array(4_096);
+    const head = new TextDecoder().decode(request.subarray(0, await connection.read(request) ?? 0));
+    const key = head.match(/sec-websocket-key: (.*)\r\n/i)?.[1];
+    // RFC 6455 section 1.3 has this constant, and how the key is answered.
+    const answered = new TextEncoder().encode(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`);
+    const accept = new Uint8Array(await crypto.subtle.digest("SHA-1", answered)).toBase64();
+    const lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"];
+    lines.push(`Sec-WebSocket-Accept: ${accept}`, "", "");
+    await connection.write(new TextEncoder().encode(lines.join("\r\n")));
+    const { code, errors } = await piped;
+    assertEquals(code, 1);
+    assertEquals(errors[1], "Connection closed: 1006 (connection closed abnormally).");
+  },
+);
+
 // The interactive client at a terminal.
 
 /** A pseudo-terminal of 40 columns, with all that the client wrote to it. */

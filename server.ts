@@ -10,7 +10,7 @@ import { deadline } from "@std/async";
 import { parseArgs } from "node:util";
 import page from "./client.html" with { type: "text" };
 
-/** Bytes of the largest message taken, 1 MiB: each client can make the server hold this much. */
+/** Bytes of the largest message taken, 1 MiB: more than most texts, little enough to hold for many. */
 export const MAX_MESSAGE = 1024 * 1024;
 /** Bytes that may wait for one client, 4 MiB: it may pause reading, but not stop. */
 export const MAX_BUFFERED = 4 * 1024 * 1024;
@@ -20,6 +20,8 @@ export const MAX_QUEUED = 32_768;
 export const MAX_CLIENTS = 10_000;
 /** Seconds of silence after which a client is dropped: it gets a ping after half of them. */
 export const IDLE_TIMEOUT = 30;
+/** Milliseconds after which a handshake that has not led to a connection is given up. */
+const HANDSHAKE_TIMEOUT = 5_000;
 /** Bytes that RFC 6455 section 5.5.1 leaves for the reason in a Close frame. */
 const MAX_REASON = 123;
 /** Milliseconds between looks at the queues of clients that are being closed. */
@@ -37,7 +39,7 @@ const LOOPBACK = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$/;
 /** Takes a line for people to read; it may hold what a peer has sent. */
 export type Log = (line: string) => void;
 
-/** What a server does for its clients. Where one of these throws or rejects, that client gets 1011. */
+/** What a server does for its clients. Where one throws or rejects, the client gets 1011, or 500. */
 export interface Handler {
   open?(socket: WebSocket): unknown;
   message(socket: WebSocket, data: string | ArrayBuffer): unknown;
@@ -82,13 +84,16 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   const { maxMessage = MAX_MESSAGE, maxBuffered = MAX_BUFFERED, maxClients = MAX_CLIENTS } =
     options;
   const { idleTimeout = IDLE_TIMEOUT, origins = [], log = limited(console.error) } = options;
-  /** All for whom something is held, from the handshake until the runtime lets go of it. */
+  /** All for whom something is held, from the handshake on. */
   const clients = new Set<WebSocket | Request>();
+  let connecting: (WebSocket | Request)[] = [];
+  let connectingSince = -Infinity;
 
   function accept(request: Request): Response {
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout });
     const { send, close } = socket;
     let queued = 0;
+    let isClosing = false;
     let drainTimer: ReturnType<typeof setInterval> | undefined;
     clients.add(socket);
 
@@ -107,7 +112,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     // out of the script's sight. So the client is muted and ignored at once, but stays counted, and
     // is closed as soon as nothing waits for it.
     socket.close = (code, reason = "") => {
-      Object.assign(socket, { send: () => {}, close: () => {}, onmessage: null });
+      isClosing = true;
+      Object.assign(socket, { send: () => {}, close: () => {} });
       const { read } = new TextEncoder().encodeInto(reason, new Uint8Array(MAX_REASON));
       const closeDrained = () => {
         if (socket.bufferedAmount > 0) return;
@@ -118,12 +124,13 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
       closeDrained();
     };
 
-    // A listener takes half a KiB of every client, even one that has nothing to do.
-    if (handler.open) socket.onopen = (event) => call(socket, event, handler.open);
-    socket.onmessage = ({ data }) => {
+    // Listeners, as `onopen` and the like take half a KiB more of every client.
+    if (handler.open) socket.addEventListener("open", (event) => call(socket, event, handler.open));
+    socket.addEventListener("message", ({ data }) => {
+      if (isClosing) return;
       if (isLarger(data, maxMessage)) socket.close(1009, `Larger than ${maxMessage} bytes.`);
       else call(socket, data, handler.message);
-    };
+    });
     // Once, because the runtime reports a client that it timed out a second time.
     socket.addEventListener("close", (event) => {
       clients.delete(socket);
@@ -144,8 +151,12 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   }
 
   function fail(socket: WebSocket, error: unknown) {
-    log(`Closing with 1011, the handler failed: ${Deno.inspect(error).replaceAll(/\s+/g, " ")}`);
     socket.close(1011, "The server failed to handle this.");
+    logFailure(error);
+  }
+
+  function logFailure(error: unknown) {
+    log(`The handler failed: ${Deno.inspect(error).replaceAll(/\s+/g, " ")}`);
   }
 
   /** Why a client may not come in now, from where it comes or because there are too many. */
@@ -157,10 +168,21 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
       log(`Refused a page from ${origin}, see --origin.`);
       return refuse(403, "Pages from this origin are not let in, see --origin.");
     }
+    if (clients.size >= maxClients) forgetReset();
     if (clients.size >= maxClients) {
       log(`Refused a client: there are ${maxClients}, see --max-clients.`);
       return refuse(503, "There are too many clients, try again later.");
     }
+  }
+
+  /** Forgets handshakes that were reset before the answer: they neither open nor close, nor fail. */
+  function forgetReset() {
+    if (performance.now() - connectingSince < HANDSHAKE_TIMEOUT) return;
+    const isConnecting = (client: WebSocket | Request) =>
+      client instanceof WebSocket && client.readyState === WebSocket.CONNECTING;
+    for (const client of connecting.filter(isConnecting)) clients.delete(client);
+    connecting = [...clients].filter(isConnecting);
+    connectingSince = performance.now();
   }
 
   async function receive(request: Request, post: (text: string) => Response): Promise<Response> {
@@ -168,8 +190,14 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     clients.add(request);
     try {
       const text = readText(request, maxMessage, reading.signal);
-      const body = await deadline(text, idleTimeout * 1000);
-      return body === undefined ? refuse(413, `Larger than ${maxMessage} bytes.`) : post(body);
+      const body = await deadline(text, idleTimeout > 0 ? idleTimeout * 1000 : Infinity);
+      if (body === undefined) return refuse(413, `Larger than ${maxMessage} bytes.`);
+      try {
+        return post(body);
+      } catch (error) {
+        logFailure(error);
+        return refuse(500, "The server failed to handle this.");
+      }
     } finally {
       reading.abort();
       clients.delete(request);
@@ -192,10 +220,13 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
 
   function onError(error: unknown): Response {
     log(`Refused a request: ${error}`);
-    return refuse(400, "The request could not be read.");
+    // A server that stops, and a client that leaves, both take the body away while it is read.
+    const isGone = error instanceof Deno.errors.BadResource;
+    return refuse(isGone ? 503 : 400, "The request could not be read.");
   }
 
-  return Deno.serve({ hostname: "localhost", onListen: () => {}, onError, ...options }, answer);
+  const { hostname = "localhost" } = options;
+  return Deno.serve({ onListen: () => {}, onError, ...options, hostname }, answer);
 }
 
 function refuse(status: number, text: string, headers?: HeadersInit): Response {
@@ -214,6 +245,7 @@ function refuseHandshake({ method, headers }: Request): Response | undefined {
     return refuse(426, "Connect to this server with a WebSocket.", { Upgrade: "websocket" });
   }
   if (method !== "GET") return refuse(405, "A handshake is a GET request.", { Allow: "GET" });
+  if (!headers.has("host")) return refuse(400, "A handshake needs a Host header.");
   if (headers.get("sec-websocket-version") !== "13") {
     const supported = { "Sec-WebSocket-Version": "13", Upgrade: "websocket" };
     return refuse(426, "This server speaks version 13 of the WebSocket protocol.", supported);
@@ -335,12 +367,17 @@ export function runServer(
     maxClients: wholeNumber("max-clients", flags["max-clients"], 1),
   });
 
+  // Without a file descriptor left, the runtime gives up listening, and nothing brings it back.
+  server.finished.catch((error) => {
+    console.error(`Stopped listening (${error.message}): raise ulimit -n or lower --max-clients.`);
+    Deno.exit(1);
+  });
   let isStopping = false;
   const stop = async () => {
     if (isStopping) Deno.exit(1);
     isStopping = true;
     await deadline(server.shutdown(), SHUTDOWN_TIMEOUT).catch(() => {
-      console.error("Stopped before every client had read what waited for it.");
+      console.error("Stopped before everyone was done, such as who does not read.");
     });
     await release?.();
     Deno.exit(0);
@@ -369,7 +406,7 @@ export function wholeNumber(flag: string, text: string, least: number, most = 2 
 
 /** Runs a script; a mistake gets one line and exit code 1, or 2 if it is in the command line. */
 export async function command(usage: string, main: () => void | Promise<void>): Promise<void> {
-  if (Deno.args.includes("--help")) return console.log(usage);
+  if (Deno.args.includes("--help") || Deno.args.includes("-h")) return console.log(usage);
   try {
     await main();
   } catch (error) {

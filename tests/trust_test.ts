@@ -50,6 +50,7 @@ test("net", "a handshake that breaks a rule is told which, and is never a 500", 
     [handshake({ "Sec-WebSocket-Key": "wDqumtseNBJdhkihL6PW7w" }), 400],
     [handshake({ "Sec-WebSocket-Key": "wDqumtseNBJdhkihL6PW7wA=" }), 400],
     [handshake({ "Sec-WebSocket-Key": "wDqumtseNBJdhkihL6PW7!==" }), 400],
+    [handshake({ Host: null }), 400],
     [handshake({}, "POST / HTTP/1.1"), 405, /\r\nallow: get\r\n/],
     [handshake({}, "HEAD / HTTP/1.1"), 405, /\r\nallow: get\r\n/],
     [handshake({ Host: "[" }, "GET /[ HTTP/1.1"), 101],
@@ -271,6 +272,44 @@ test("linux", "200 clients that flood and never read leave nothing behind", asyn
   await assertAnswers(server.url);
 });
 
+test("linux", "handshakes that are reset before the answer do not count for long", async () => {
+  await using server = await Script.server("server.ts", "--max-clients", "5");
+  const port = Number(new URL(server.url).port);
+  const page = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+  for (let count = 0; count < 100; count++) {
+    // What it has not read makes the system reset the connection that it closes.
+    using client = await RawClient.open(port, page);
+    await client.head();
+    await client.write(handshake());
+  }
+  await retry(() => assertAnswers(server.url), {
+    minTimeout: 200,
+    multiplier: 1,
+    maxAttempts: 150,
+  });
+});
+
+test("linux", "a server out of descriptors says so and ends, to be started again", async () => {
+  const args = ["-c", `ulimit -n 64; exec "${Deno.execPath()}" run --allow-net server.ts --port 0`];
+  const process = new Deno.Command("sh", {
+    args,
+    cwd: new URL("../", import.meta.url),
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const output = process.stdout.pipeThrough(new TextDecoderStream()).getReader();
+  const port = Number((await output.read()).value?.match(/localhost:(\d+)/)?.[1]);
+  const errors = new Response(process.stderr).text();
+  const clients: RawClient[] = [];
+  for (let count = 0; count < 64; count++) {
+    await RawClient.open(port).then((client) => clients.push(client), silent);
+  }
+  assertEquals((await within(process.status, "the server to end")).code, 1);
+  assertMatch(await errors, /^Stopped listening \(.*\): raise ulimit -n .*\n$/);
+  for (const client of clients) client[Symbol.dispose]();
+  await output.cancel();
+});
+
 // Dead peers.
 
 test(
@@ -337,7 +376,7 @@ test(
           broken.send("hello");
           if (moment === "close") await broken.close();
           else assertEquals((await within(broken.closed, "1011")).code, 1011);
-          assertMatch(await server.log.next(), /^Closing with 1011, the handler failed: ./);
+          assertMatch(await server.log.next(), /^The handler failed: ./);
           whole.send("hello");
           assertMatch(String(await whole.next()), /^Data received/);
         }
@@ -345,6 +384,20 @@ test(
     }
   },
 );
+
+test("net", "a push that the handler fails on gets 500, and the server goes on", async () => {
+  const post = () => {
+    throw new Error("broken");
+  };
+  await using server = startServer({ ...echo(silent), post });
+  const response = await fetch(`http://localhost:${server.port}/`, { method: "POST", body: "x" });
+  assertEquals([response.status, await response.text()], [
+    500,
+    "The server failed to handle this.\n",
+  ]);
+  assertMatch(await server.log.next(), /^The handler failed: Error: broken/);
+  await assertAnswers(server.url);
+});
 
 // Stopping.
 
@@ -383,7 +436,7 @@ test("run", "a client that does not read can't keep it from stopping", async () 
   await sendUnread(client, frame(BINARY, new Uint8Array(65_535)), server.errors);
   server.kill();
   assertEquals(await server.end(), 0);
-  assertStringIncludes(server.errors.all.join("\n"), "Stopped before every client had read");
+  assertStringIncludes(server.errors.all.join("\n"), "Stopped before everyone was done");
 });
 
 test("run", "a second signal ends it at once", async () => {

@@ -193,7 +193,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
       const body = await deadline(text, idleTimeout > 0 ? idleTimeout * 1000 : Infinity);
       if (body === undefined) return refuse(413, `Larger than ${maxMessage} bytes.`);
       try {
-        return post(body);
+        return post.call(handler, body);
       } catch (error) {
         logFailure(error);
         return refuse(500, "The server failed to handle this.");
@@ -233,7 +233,7 @@ function refuse(status: number, text: string, headers?: HeadersInit): Response {
   return new Response(`${text}\n`, { status, headers });
 }
 
-/** Whether a request wants a WebSocket: both headers are lists, in which case does not matter. */
+/** Whether a request wants a WebSocket: both headers are lists, in upper or lower case. */
 function isUpgrade(headers: Headers): boolean {
   return /(^|,)\s*websocket\s*(,|$)/i.test(headers.get("upgrade") ?? "") &&
     /(^|,)\s*upgrade\s*(,|$)/i.test(headers.get("connection") ?? "");
@@ -413,7 +413,9 @@ export async function command(usage: string, main: () => void | Promise<void>): 
     if (!(error instanceof Error)) throw error;
     const isUsage = "code" in error && `${error.code}`.startsWith("ERR_PARSE_ARGS");
     let line = error.message.replaceAll("\n", " ");
-    if (error instanceof Deno.errors.AddrInUse) line = "This port is taken: see --port.";
+    if (error instanceof Deno.errors.AddrInUse) {
+      line = "This port is taken: choose one with --port.";
+    }
     if (error instanceof Deno.errors.NotCapable) {
       // Deno names the flag that is missing; the usage has the command, without --allow-read.
       const needed = line.includes("--allow-read") ? "--allow-net --allow-read" : "--allow-net";

@@ -52,35 +52,51 @@ function pushed(body: string, ...headers: string[]): string {
   return ["POST / HTTP/1.1", "Host: localhost", ...headers, "", body].join("\r\n");
 }
 
-test("net", "everyone hears every message, its sender too, unchanged and in order", async () => {
-  await using server = startRoom();
-  await using clients = await join(server, 3);
-  const sent = ["hello", "", " \0\u202e🦕\r\n", new Uint8Array([0, 255, 128]).buffer, LARGE.buffer];
-  for (const message of sent) clients[1].send(message);
-  for (const client of clients) {
-    for (const message of sent) assertEquals(await client.next(), message);
-  }
-});
-
-test("net", "16 clients send 128 messages at once, and all see all in the same order", async () => {
-  await using server = startRoom();
-  await using clients = await join(server, 16);
-  const numbers = Array.from({ length: 128 }, (_, number) => number);
-  for (const number of numbers) {
-    clients.forEach((client, sender) => client.send(`${sender}:${number}`));
-  }
-  for (const client of clients) {
-    while (client.messages.all.length < 16 * 128) await client.next();
-    assertEquals(client.messages.all, clients[0].messages.all);
-  }
-  for (const sender of clients.keys()) {
-    const own = clients[0].messages.all.filter((message) => `${message}`.startsWith(`${sender}:`));
-    assertEquals(own, numbers.map((number) => `${sender}:${number}`));
-  }
-});
+test(
+  { needs: "net" },
+  "everyone hears every message, its sender too, unchanged and in order",
+  async () => {
+    await using server = startRoom();
+    await using clients = await join(server, 3);
+    const sent = [
+      "hello",
+      "",
+      " \0\u202e🦕\r\n",
+      new Uint8Array([0, 255, 128]).buffer,
+      LARGE.buffer,
+    ];
+    for (const message of sent) clients[1].send(message);
+    for (const client of clients) {
+      for (const message of sent) assertEquals(await client.next(), message);
+    }
+  },
+);
 
 test(
-  "net",
+  { needs: "net" },
+  "16 clients send 128 messages at once, and all see all in the same order",
+  async () => {
+    await using server = startRoom();
+    await using clients = await join(server, 16);
+    const numbers = Array.from({ length: 128 }, (_, number) => number);
+    for (const number of numbers) {
+      clients.forEach((client, sender) => client.send(`${sender}:${number}`));
+    }
+    for (const client of clients) {
+      while (client.messages.all.length < 16 * 128) await client.next();
+      assertEquals(client.messages.all, clients[0].messages.all);
+    }
+    for (const sender of clients.keys()) {
+      const own = clients[0].messages.all.filter((message) =>
+        `${message}`.startsWith(`${sender}:`)
+      );
+      assertEquals(own, numbers.map((number) => `${sender}:${number}`));
+    }
+  },
+);
+
+test(
+  { needs: "net" },
   "who leaves or breaks off is forgotten at once, the others notice nothing",
   async () => {
     await using server = startRoom();
@@ -111,7 +127,7 @@ test(
   },
 );
 
-test("net", "a client that stops reading is muted, then closed with 1008", async () => {
+test({ needs: "net" }, "a client that stops reading is muted, then closed with 1008", async () => {
   await using server = startRoom();
   await using clients = await join(server, 2);
   using slow = await RawClient.upgraded(server.port);
@@ -150,44 +166,52 @@ test("net", "a client that stops reading is muted, then closed with 1008", async
   assertEquals(reader.messages.all, publisher.messages.all);
 });
 
-test("linux", "a slow reader takes bounded memory, and leaves nothing when it dies", async () => {
-  await using server = await Script.server("broadcast_server.ts", "--quiet");
-  await using clients = await join(server, 2);
-  const descriptors = () => [...Deno.readDirSync(`/proc/${server.pid}/fd`)].length;
-  const peakMemory = () => {
-    const status = Deno.readTextFileSync(`/proc/${server.pid}/status`);
-    return Number(status.match(/VmHWM:\s+(\d+) kB/)?.[1]) * 1024;
-  };
-  const [descriptorsBefore, memoryBefore] = [descriptors(), peakMemory()];
-  using slow = await RawClient.upgraded(Number(new URL(server.url).port));
-  await heard(server.lines, "A client joined, 3 connected.");
-  assertEquals(descriptors(), descriptorsBefore + 1);
+test(
+  { needs: "linux" },
+  "a slow reader takes bounded memory, and leaves nothing when it dies",
+  async () => {
+    await using server = await Script.server("broadcast_server.ts", "--quiet");
+    await using clients = await join(server, 2);
+    const descriptors = () => [...Deno.readDirSync(`/proc/${server.pid}/fd`)].length;
+    const peakMemory = () => {
+      const status = Deno.readTextFileSync(`/proc/${server.pid}/status`);
+      return Number(status.match(/VmHWM:\s+(\d+) kB/)?.[1]) * 1024;
+    };
+    const [descriptorsBefore, memoryBefore] = [descriptors(), peakMemory()];
+    using slow = await RawClient.upgraded(Number(new URL(server.url).port));
+    await heard(server.lines, "A client joined, 3 connected.");
+    assertEquals(descriptors(), descriptorsBefore + 1);
 
-  // Of these 192 MiB the slow reader may hold some 4, the rest of what is allowed is for garbage.
-  for (let count = 0; count < 3072; count++) {
-    clients[0].send(LARGE);
-    await clients[0].next();
-  }
-  assertLessOrEqual(peakMemory() - memoryBefore, 128 * 1024 * 1024);
-  slow.connection.close();
-  await heard(server.lines, "A client left (0), 2 connected.");
-  await retry(() => assertEquals(descriptors(), descriptorsBefore), SOON);
-});
+    // Of these 192 MiB the slow reader may hold some 4, the rest of what is allowed is for garbage.
+    for (let count = 0; count < 3072; count++) {
+      clients[0].send(LARGE);
+      await clients[0].next();
+    }
+    assertLessOrEqual(peakMemory() - memoryBefore, 128 * 1024 * 1024);
+    slow.connection.close();
+    await heard(server.lines, "A client left (0), 2 connected.");
+    await retry(() => assertEquals(descriptors(), descriptorsBefore), SOON);
+  },
+);
 
-test("net", "what is pushed is heard by all, and the answer tells how many they are", async () => {
-  await using server = startRoom();
-  assertEquals(await push(server.url, "hello, nobody"), [202, `{"clients":0}\n`]);
-  await using clients = await join(server, 2);
-  assertEquals(await push(server.url, "hello 🦕"), [202, `{"clients":2}\n`]);
-  assertEquals((await push(server.url, "hello, file", "/file"))[0], 426);
-  assertEquals((await push(server.url, new Uint8Array([0xff])))[0], 400, "This is no text.");
-  assertEquals((await push(server.url, ""))[0], 202);
-  for (const client of clients) {
-    assertEquals([await client.next(), await client.next()], ["hello 🦕", ""]);
-  }
-});
+test(
+  { needs: "net" },
+  "what is pushed is heard by all, and the answer tells how many they are",
+  async () => {
+    await using server = startRoom();
+    assertEquals(await push(server.url, "hello, nobody"), [202, `{"clients":0}\n`]);
+    await using clients = await join(server, 2);
+    assertEquals(await push(server.url, "hello 🦕"), [202, `{"clients":2}\n`]);
+    assertEquals((await push(server.url, "hello, file", "/file"))[0], 426);
+    assertEquals((await push(server.url, new Uint8Array([0xff])))[0], 400, "This is no text.");
+    assertEquals((await push(server.url, ""))[0], 202);
+    for (const client of clients) {
+      assertEquals([await client.next(), await client.next()], ["hello 🦕", ""]);
+    }
+  },
+);
 
-test("net", "a page that may not connect may not push either", async () => {
+test({ needs: "net" }, "a page that may not connect may not push either", async () => {
   await using server = startRoom({ origins: ["https://friend.example"] });
   const cases: [string, number][] = [["https://friend.example", 202], ["https://example.com", 403]];
   for (const [Origin, expected] of [...cases, ["http://localhost", 202], ["null", 403]] as const) {
@@ -196,57 +220,69 @@ test("net", "a page that may not connect may not push either", async () => {
   }
 });
 
-test("net", "a push counts as a client until it ends, even if it breaks off", async () => {
-  await using server = startRoom({ maxClients: 1 });
-  using half = await RawClient.open(server.port, pushed("hello", "Content-Length: 10"));
-  await retry(async () => assertEquals((await push(server.url, "hello"))[0], 503), SOON);
-  half.connection.close();
-  await server.log.next((line) => line.startsWith("Refused a request"), "the broken push");
-  await using clients = await join(server, 1);
-  assertEquals(clients[0].messages.all, []);
-});
-
-test("run", "it prints where it is, who comes and goes, and what is said, disarmed", async () => {
-  await using server = await Script.server("broadcast_server.ts");
-  const { host, port } = new URL(server.url);
-  assertEquals(server.lines.all, [`Broadcast server on ws://${host}, page at http://${host}/`]);
-  const page = await fetch(`http://${host}/`);
-  assertMatch(await page.text(), /^<!doctype html>/i);
-  assertEquals((await ask(Number(port), handshake({ Origin: "null" }))).status, 403);
-  await heard(server.errors, "Refused a page from null, see --origin.");
-  {
+test(
+  { needs: "net" },
+  "a push counts as a client until it ends, even if it breaks off",
+  async () => {
+    await using server = startRoom({ maxClients: 1 });
+    using half = await RawClient.open(server.port, pushed("hello", "Content-Length: 10"));
+    await retry(async () => assertEquals((await push(server.url, "hello"))[0], 503), SOON);
+    half.connection.close();
+    await server.log.next((line) => line.startsWith("Refused a request"), "the broken push");
     await using clients = await join(server, 1);
-    for (const message of ["\x1b[31m\u202e", new Uint8Array(3).buffer]) {
-      clients[0].send(message);
-      assertEquals(await clients[0].next(), message);
+    assertEquals(clients[0].messages.all, []);
+  },
+);
+
+test(
+  { needs: "run" },
+  "it prints where it is, who comes and goes, and what is said, disarmed",
+  async () => {
+    await using server = await Script.server("broadcast_server.ts");
+    const { host, port } = new URL(server.url);
+    assertEquals(server.lines.all, [`Broadcast server on ws://${host}, page at http://${host}/`]);
+    const page = await fetch(`http://${host}/`);
+    assertMatch(await page.text(), /^<!doctype html>/i);
+    assertEquals((await ask(Number(port), handshake({ Origin: "null" }))).status, 403);
+    await heard(server.errors, "Refused a page from null, see --origin.");
+    {
+      await using clients = await join(server, 1);
+      for (const message of ["\x1b[31m\u202e", new Uint8Array(3).buffer]) {
+        clients[0].send(message);
+        assertEquals(await clients[0].next(), message);
+      }
+      await push(server.url, "hello");
     }
-    await push(server.url, "hello");
-  }
-  await heard(server.lines, "A client left (1000), 0 connected.");
-  const said = ["\\u{1b}[31m\\u{202e}", "3 bytes of binary.", "hello"];
-  assertEquals(server.lines.all.slice(2, -1), said);
-});
+    await heard(server.lines, "A client left (1000), 0 connected.");
+    const said = ["\\u{1b}[31m\\u{202e}", "3 bytes of binary.", "hello"];
+    assertEquals(server.lines.all.slice(2, -1), said);
+  },
+);
 
-test("run", "its flags set the limits, and --quiet keeps back what is said", async () => {
-  const flags = ["--quiet", "--max-clients", "1", "--max-message", "10", "--origin", "null"];
-  await using server = await Script.server("broadcast_server.ts", ...flags);
-  await using client = await TestClient.open(server.url, { Origin: "null" });
-  await heard(server.lines, "A client joined, 1 connected.");
-  client.send("it fits");
-  assertEquals(await client.next(), "it fits");
-  assertEquals((await push(server.url, "no room"))[0], 503);
-  const long = "more than ten bytes";
-  client.send(long);
-  assertEquals((await within(client.closed, "the close")).code, 1009);
-  await heard(server.lines, "A client left (1009), 0 connected.");
-  // A body in a stream goes out without telling its length.
-  for (const body of [long, ReadableStream.from([new TextEncoder().encode(long)])]) {
-    assertEquals((await push(server.url, body))[0], 413);
-  }
-  assertEquals(server.lines.all.length, 3, "The lines are the first, the join and the leave.");
-});
+test(
+  { needs: "run" },
+  "its flags set the limits, and --quiet keeps back what is said",
+  async () => {
+    const flags = ["--quiet", "--max-clients", "1", "--max-message", "10", "--origin", "null"];
+    await using server = await Script.server("broadcast_server.ts", ...flags);
+    await using client = await TestClient.open(server.url, { Origin: "null" });
+    await heard(server.lines, "A client joined, 1 connected.");
+    client.send("it fits");
+    assertEquals(await client.next(), "it fits");
+    assertEquals((await push(server.url, "no room"))[0], 503);
+    const long = "more than ten bytes";
+    client.send(long);
+    assertEquals((await within(client.closed, "the close")).code, 1009);
+    await heard(server.lines, "A client left (1009), 0 connected.");
+    // A body in a stream goes out without telling its length.
+    for (const body of [long, ReadableStream.from([new TextEncoder().encode(long)])]) {
+      assertEquals((await push(server.url, body))[0], 413);
+    }
+    assertEquals(server.lines.all.length, 3, "The lines are the first, the join and the leave.");
+  },
+);
 
-test("run", "SIGTERM closes every client with 1001, and ends with 0", async () => {
+test({ needs: "run" }, "SIGTERM closes every client with 1001, and ends with 0", async () => {
   await using server = await Script.server("broadcast_server.ts");
   await using clients = await join(server, 3);
   server.kill("SIGTERM");

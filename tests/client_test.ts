@@ -19,7 +19,7 @@ function listen(events: Inbox<string>): Handler {
 // The loop.
 
 test(
-  "run",
+  { needs: "run" },
   "it runs 39 rounds, each a connection of its own that it closes with 1000",
   async () => {
     const closes = new Inbox<number>();
@@ -36,7 +36,7 @@ test(
   },
 );
 
-test("run", "a server restarted in the middle costs a pause and no round", async () => {
+test({ needs: "run" }, "a server restarted in the middle costs a pause and no round", async () => {
   const first = await Script.server("server.ts", "--quiet");
   const { port } = new URL(first.url);
   const flags = [`ws://localhost:${port}`, "--count", "40", "--interval", "0.02"];
@@ -49,14 +49,21 @@ test("run", "a server restarted in the middle costs a pause and no round", async
   assertEquals(client.lines.all.length, 40);
 });
 
-test("run", "a server that stays away ends it with one line that says what to start", async () => {
-  await using client = new Script("client.ts", ["ws://localhost:1/x"]);
-  assertEquals(await client.end(), 1);
-  assertEquals(client.errors.all.length, 1);
-  assertMatch(client.errors.all[0], /^No connection to ws:\/\/localhost:1\/x .*run .*server\.ts$/);
-});
+test(
+  { needs: "run" },
+  "a server that stays away ends it with one line that says what to start",
+  async () => {
+    await using client = new Script("client.ts", ["ws://localhost:1/x"]);
+    assertEquals(await client.end(), 1);
+    assertEquals(client.errors.all.length, 1);
+    assertMatch(
+      client.errors.all[0],
+      /^No connection to ws:\/\/localhost:1\/x .*run .*server\.ts$/,
+    );
+  },
+);
 
-test("run", "an answer that does not come in time ends it with one line", async () => {
+test({ needs: "run" }, "an answer that does not come in time ends it with one line", async () => {
   const events = new Inbox<string>();
   await using server = startServer(listen(events));
   await using client = new Script("client.ts", [server.url, "--timeout", "0.2"]);
@@ -65,7 +72,7 @@ test("run", "an answer that does not come in time ends it with one line", async 
   assertEquals(events.all, ["Hello, I am Deno.", "closed with 1000"]);
 });
 
-test("run", "Ctrl-C closes the connection with 1000 and exits with 130", async () => {
+test({ needs: "run" }, "Ctrl-C closes the connection with 1000 and exits with 130", async () => {
   const events = new Inbox<string>();
   await using server = startServer(listen(events));
   await using client = new Script("client.ts", [server.url, "--message", "你好"]);
@@ -81,17 +88,21 @@ test("run", "Ctrl-C closes the connection with 1000 and exits with 130", async (
   assertEquals([await pausing.end(), pausing.errors.all], [130, []]);
 });
 
-test("run", "a mistake in the command line gets one line, the usage and exit code 2", async () => {
-  const mistakes = ["http://localhost", "--count=0", "--interval=x", "--timeout=-1", "--nope"];
-  for (const mistake of mistakes) {
-    await using client = new Script("client.ts", [mistake]);
-    assertEquals(await client.end(), 2, mistake);
-    assertMatch(client.errors.all[1], /^Usage: deno run --allow-net client\.ts/);
-  }
-  await using client = new Script("client.ts", [], []);
-  assertEquals([await client.end(), client.errors.all.length], [1, 1]);
-  assertMatch(client.errors.all[0], /net access.*deno run --allow-net client\.ts/);
-});
+test(
+  { needs: "run" },
+  "a mistake in the command line gets one line, the usage and exit code 2",
+  async () => {
+    const mistakes = ["http://localhost", "--count=0", "--interval=x", "--timeout=-1", "--nope"];
+    for (const mistake of mistakes) {
+      await using client = new Script("client.ts", [mistake]);
+      assertEquals(await client.end(), 2, mistake);
+      assertMatch(client.errors.all[1], /^Usage: deno run --allow-net client\.ts/);
+    }
+    await using client = new Script("client.ts", [], []);
+    assertEquals([await client.end(), client.errors.all.length], [1, 1]);
+    assertMatch(client.errors.all[0], /net access.*deno run --allow-net client\.ts/);
+  },
+);
 
 // The interactive client in a pipe.
 
@@ -105,7 +116,7 @@ async function pipe(url: string, input: string, ...flags: string[]) {
   return { code, lines: client.lines.all, errors: client.errors.all };
 }
 
-test("run", "in a pipe it sends each line and prints the answers alone", async () => {
+test({ needs: "run" }, "in a pipe it sends each line and prints the answers alone", async () => {
   await using server = startServer(echo(silent));
   const { code, lines, errors } = await pipe(server.url, "a\n\n你好\nno newline");
   assertEquals(code, 0);
@@ -114,7 +125,7 @@ test("run", "in a pipe it sends each line and prints the answers alone", async (
   assertEquals(sent, ["a", "", "你好", "no newline"]);
 });
 
-test("run", "a pipe may be long, and nothing of it is lost or cut", async () => {
+test({ needs: "run" }, "a pipe may be long, and nothing of it is lost or cut", async () => {
   await using server = startServer({ message: (socket, data) => socket.send(data) });
   const input = Array.from({ length: 3_000 }, (_, index) => `${index} ${"x".repeat(1_000)}`);
   const { code, lines } = await pipe(server.url, input.join("\n"));
@@ -122,15 +133,22 @@ test("run", "a pipe may be long, and nothing of it is lost or cut", async () => 
   assertEquals(lines, input);
 });
 
-test("run", "answers that do not come are counted, in one line and exit code 1", async () => {
-  await using server = startServer(listen(new Inbox()));
-  const { code, lines, errors } = await pipe(server.url, "a\nb\n", "--timeout", "0.2");
-  assertEquals([code, lines], [1, []]);
-  assertEquals(errors.slice(1), ["Connection closed: 1000 (OK).", "2 messages were not answered."]);
-});
+test(
+  { needs: "run" },
+  "answers that do not come are counted, in one line and exit code 1",
+  async () => {
+    await using server = startServer(listen(new Inbox()));
+    const { code, lines, errors } = await pipe(server.url, "a\nb\n", "--timeout", "0.2");
+    assertEquals([code, lines], [1, []]);
+    assertEquals(errors.slice(1), [
+      "Connection closed: 1000 (OK).",
+      "2 messages were not answered.",
+    ]);
+  },
+);
 
 test(
-  "run",
+  { needs: "run" },
   "when the server closes, it says why and ends, whatever comes through the pipe",
   async () => {
     for (
@@ -160,14 +178,14 @@ test(
   },
 );
 
-test("run", "without a server it says so in one line and exits with 1", async () => {
+test({ needs: "run" }, "without a server it says so in one line and exits with 1", async () => {
   const { code, errors } = await pipe("ws://localhost:1", "a\n");
   assertEquals([code, errors.length], [1, 1]);
   assertMatch(errors[0], /^No connection to ws:\/\/localhost:1 /);
 });
 
 test(
-  "run",
+  { needs: "run" },
   "a server that does not answer the Close frame is waited for, but not for long",
   async () => {
     using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
@@ -256,7 +274,7 @@ class Terminal implements AsyncDisposable {
 }
 
 test(
-  "run",
+  { needs: "run" },
   "at a terminal it writes the article's transcript, and Ctrl-D closes with 1000",
   async () => {
     const events = new Inbox<string>();
@@ -273,7 +291,7 @@ test(
   },
 );
 
-test("run", "Ctrl-C at a terminal closes with 1000 as well", async () => {
+test({ needs: "run" }, "Ctrl-C at a terminal closes with 1000 as well", async () => {
   const events = new Inbox<string>();
   await using server = startServer(listen(events));
   await using terminal = new Terminal(server.url);
@@ -283,41 +301,51 @@ test("run", "Ctrl-C at a terminal closes with 1000 as well", async () => {
   assertEquals([await terminal.end(), await events.next()], [0, "closed with 1000"]);
 });
 
-test("run", "what arrives is shown above the line being typed, which is kept", async () => {
-  const sockets: WebSocket[] = [];
-  const events = new Inbox<string>();
-  await using server = startServer({
-    ...listen(events),
-    open: (socket) => void sockets.push(socket),
-  });
-  for (const typed of ["half a li", "a line so long that at forty columns it takes several rows"]) {
+test(
+  { needs: "run" },
+  "what arrives is shown above the line being typed, which is kept",
+  async () => {
+    const sockets: WebSocket[] = [];
+    const events = new Inbox<string>();
+    await using server = startServer({
+      ...listen(events),
+      open: (socket) => void sockets.push(socket),
+    });
+    for (
+      const typed of ["half a li", "a line so long that at forty columns it takes several rows"]
+    ) {
+      await using terminal = new Terminal(server.url);
+      await terminal.shows("> ");
+      await terminal.type(typed);
+      await terminal.shows(typed.slice(-3));
+      sockets.at(-1)?.send("news \x1b[31m\u202e");
+      await terminal.shows("\x1b[0J< news \\u{1b}[31m\\u{202e}\r\n");
+      // The line is written again below the news; two keys to the left, one more is typed.
+      await terminal.shows(typed.slice(-3));
+      await terminal.type("\x1b[D\x1b[D");
+      await terminal.type("X\r");
+      assertEquals(await events.next(), `${typed.slice(0, -2)}X${typed.slice(-2)}`);
+      // The history has the line.
+      await terminal.type("\x1b[A\r");
+      assertEquals(await events.next(), `${typed.slice(0, -2)}X${typed.slice(-2)}`);
+      await terminal.type("\x04");
+      assertEquals([await terminal.end(), await events.next()], [0, "closed with 1000"]);
+    }
+  },
+);
+
+test(
+  { needs: "run" },
+  "at a terminal too, the server's close ends it, with its code and name",
+  async () => {
+    await using server = startServer({ message: (socket) => socket.close(1009, "too much") });
     await using terminal = new Terminal(server.url);
     await terminal.shows("> ");
-    await terminal.type(typed);
-    await terminal.shows(typed.slice(-3));
-    sockets.at(-1)?.send("news \x1b[31m\u202e");
-    await terminal.shows("\x1b[0J< news \\u{1b}[31m\\u{202e}\r\n");
-    // The line is written again below the news; two keys to the left, one more is typed.
-    await terminal.shows(typed.slice(-3));
-    await terminal.type("\x1b[D\x1b[D");
-    await terminal.type("X\r");
-    assertEquals(await events.next(), `${typed.slice(0, -2)}X${typed.slice(-2)}`);
-    // The history has the line.
-    await terminal.type("\x1b[A\r");
-    assertEquals(await events.next(), `${typed.slice(0, -2)}X${typed.slice(-2)}`);
-    await terminal.type("\x04");
-    assertEquals([await terminal.end(), await events.next()], [0, "closed with 1000"]);
-  }
-});
-
-test("run", "at a terminal too, the server's close ends it, with its code and name", async () => {
-  await using server = startServer({ message: (socket) => socket.close(1009, "too much") });
-  await using terminal = new Terminal(server.url);
-  await terminal.shows("> ");
-  await terminal.type("hello\r");
-  await terminal.shows("Connection closed: 1009 (message too big) too much.");
-  assertEquals(await terminal.end(), 1);
-});
+    await terminal.type("hello\r");
+    await terminal.shows("Connection closed: 1009 (message too big) too much.");
+    assertEquals(await terminal.end(), 1);
+  },
+);
 
 Deno.test("binary is shown as a line of hexadecimal, cut when long", () => {
   assertEquals(show(new Uint8Array([0, 15, 255]).buffer), "3 bytes: 00 0f ff");

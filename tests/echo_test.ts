@@ -7,25 +7,33 @@ import { ask, handshake, RawClient, Script, startServer, test, TestClient } from
 const silent = () => {};
 const REPLY = /^Data received as "hello"\. {2}time: (\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)\.\d{6}$/;
 
-test("net", "the article's handshake gets the accept key that the article shows", async () => {
-  await using server = startServer(echo(silent));
-  const { status, head } = await ask(server.port, handshake());
-  assertEquals(status, 101);
-  assertStringIncludes(head, "sec-websocket-accept: 0ffp+2nmnif/h+4bp36k9uzrygk=");
-});
+test(
+  { needs: "net" },
+  "the article's handshake gets the accept key that the article shows",
+  async () => {
+    await using server = startServer(echo(silent));
+    const { status, head } = await ask(server.port, handshake());
+    assertEquals(status, 101);
+    assertStringIncludes(head, "sec-websocket-accept: 0ffp+2nmnif/h+4bp36k9uzrygk=");
+  },
+);
 
-test("net", "text comes back in the article's sentence with the local time", async () => {
-  await using server = startServer(echo(silent));
-  await using client = await TestClient.open(server.url);
-  const before = Temporal.Now.plainDateTimeISO().subtract({ seconds: 1 });
-  client.send("hello");
-  const [, day, time] = String(await client.next()).match(REPLY) ?? [];
-  const stamp = Temporal.PlainDateTime.from(`${day}T${time}`);
-  assert(Temporal.PlainDateTime.compare(before, stamp) <= 0, `${stamp} is not after ${before}`);
-  assert(Temporal.PlainDateTime.compare(stamp, Temporal.Now.plainDateTimeISO()) <= 0);
-});
+test(
+  { needs: "net" },
+  "text comes back in the article's sentence with the local time",
+  async () => {
+    await using server = startServer(echo(silent));
+    await using client = await TestClient.open(server.url);
+    const before = Temporal.Now.plainDateTimeISO().subtract({ seconds: 1 });
+    client.send("hello");
+    const [, day, time] = String(await client.next()).match(REPLY) ?? [];
+    const stamp = Temporal.PlainDateTime.from(`${day}T${time}`);
+    assert(Temporal.PlainDateTime.compare(before, stamp) <= 0, `${stamp} is not after ${before}`);
+    assert(Temporal.PlainDateTime.compare(stamp, Temporal.Now.plainDateTimeISO()) <= 0);
+  },
+);
 
-test("net", "the times of many replies never run backwards", async () => {
+test({ needs: "net" }, "the times of many replies never run backwards", async () => {
   await using server = startServer(echo(silent));
   await using client = await TestClient.open(server.url);
   for (let sent = 0; sent < 2_000; sent++) client.send("hello");
@@ -38,7 +46,7 @@ test("net", "the times of many replies never run backwards", async () => {
   }
 });
 
-test("net", "text of every script and of no length keeps each character", async () => {
+test({ needs: "net" }, "text of every script and of no length keeps each character", async () => {
   await using server = startServer(echo(silent));
   await using client = await TestClient.open(server.url);
   for (const text of ["", "你好，世界", "👩‍👩‍👧 e\u0301", '"quoted" \\ \n', "\u0000"]) {
@@ -47,17 +55,21 @@ test("net", "text of every script and of no length keeps each character", async 
   }
 });
 
-test("net", "binary comes back byte for byte, from nothing to the largest message", async () => {
-  await using server = startServer(echo(silent));
-  await using client = await TestClient.open(server.url);
-  for (const size of [0, 1, 125, 126, 65_535, 65_536, 1024 * 1024]) {
-    const data = new Uint8Array(size).map((_, index) => index * 31 % 251);
-    client.send(data);
-    assertEquals(new Uint8Array(await client.next() as ArrayBuffer), data);
-  }
-});
+test(
+  { needs: "net" },
+  "binary comes back byte for byte, from nothing to the largest message",
+  async () => {
+    await using server = startServer(echo(silent));
+    await using client = await TestClient.open(server.url);
+    for (const size of [0, 1, 125, 126, 65_535, 65_536, 1024 * 1024]) {
+      const data = new Uint8Array(size).map((_, index) => index * 31 % 251);
+      client.send(data);
+      assertEquals(new Uint8Array(await client.next() as ArrayBuffer), data);
+    }
+  },
+);
 
-test("net", "any path will do, with any query", async () => {
+test({ needs: "net" }, "any path will do, with any query", async () => {
   await using server = startServer(echo(silent));
   for (const path of ["/handler", "/a/b?c=d", "/%E4%BD%A0"]) {
     await using client = await TestClient.open(server.url + path);
@@ -66,7 +78,7 @@ test("net", "any path will do, with any query", async () => {
   }
 });
 
-test("net", "GET / and HEAD / serve the page, all else is told to upgrade", async () => {
+test({ needs: "net" }, "GET / and HEAD / serve the page, all else is told to upgrade", async () => {
   await using server = startServer(echo(silent));
   const page = await Deno.readTextFile(new URL("../client.html", import.meta.url)).catch(() => "");
   const root = `http://localhost:${server.port}/`;
@@ -84,7 +96,7 @@ test("net", "GET / and HEAD / serve the page, all else is told to upgrade", asyn
   }
 });
 
-test("run", "its first line is its real URL, and SIGTERM ends it with 0", async () => {
+test({ needs: "run" }, "its first line is its real URL, and SIGTERM ends it with 0", async () => {
   await using server = await Script.server("server.ts");
   const port = new URL(server.url).port;
   assert(port !== "0" && port !== "9999");
@@ -97,23 +109,27 @@ test("run", "its first line is its real URL, and SIGTERM ends it with 0", async 
   assertEquals(server.errors.all, []);
 });
 
-test("run", "it prints each reply and `Send reply`, and neither with --quiet", async () => {
-  for (const flags of [[], ["--quiet"]]) {
-    await using server = await Script.server("server.ts", ...flags);
-    await using client = await TestClient.open(server.url);
-    client.send("hello");
-    const reply = String(await client.next());
-    client.send(new Uint8Array(5));
-    await client.next();
-    await client.close();
-    server.kill();
-    await server.end();
-    const expected = [reply, "Send reply", "Data received, 5 bytes of binary.", "Send reply"];
-    assertEquals(server.lines.all.slice(1), flags.length ? [] : expected);
-  }
-});
+test(
+  { needs: "run" },
+  "it prints each reply and `Send reply`, and neither with --quiet",
+  async () => {
+    for (const flags of [[], ["--quiet"]]) {
+      await using server = await Script.server("server.ts", ...flags);
+      await using client = await TestClient.open(server.url);
+      client.send("hello");
+      const reply = String(await client.next());
+      client.send(new Uint8Array(5));
+      await client.next();
+      await client.close();
+      server.kill();
+      await server.end();
+      const expected = [reply, "Send reply", "Data received, 5 bytes of binary.", "Send reply"];
+      assertEquals(server.lines.all.slice(1), flags.length ? [] : expected);
+    }
+  },
+);
 
-test("run", "--once answers one message and closes with 1000", async () => {
+test({ needs: "run" }, "--once answers one message and closes with 1000", async () => {
   await using server = await Script.server("server.ts", "--once");
   for (let connections = 0; connections < 2; connections++) {
     await using client = await TestClient.open(server.url);
@@ -125,17 +141,21 @@ test("run", "--once answers one message and closes with 1000", async () => {
   }
 });
 
-test("run", "no peer can make it print what acts on a terminal or fills it", async () => {
-  await using server = await Script.server("server.ts");
-  await using client = await TestClient.open(server.url);
-  client.send("\x1b[31m\r\n\u202e\u200b\u{e0041}\x07" + "x".repeat(1_000_000));
-  await client.next();
-  const line = await server.lines.next();
-  assertStringIncludes(line, String.raw`\u{1b}[31m\u{d}\u{a}\u{202e}\u{200b}\u{e0041}\u{7}xxx`);
-  assert(line.length < 400, `a line of ${line.length} characters`);
-});
+test(
+  { needs: "run" },
+  "no peer can make it print what acts on a terminal or fills it",
+  async () => {
+    await using server = await Script.server("server.ts");
+    await using client = await TestClient.open(server.url);
+    client.send("\x1b[31m\r\n\u202e\u200b\u{e0041}\x07" + "x".repeat(1_000_000));
+    await client.next();
+    const line = await server.lines.next();
+    assertStringIncludes(line, String.raw`\u{1b}[31m\u{d}\u{a}\u{202e}\u{200b}\u{e0041}\u{7}xxx`);
+    assert(line.length < 400, `a line of ${line.length} characters`);
+  },
+);
 
-test("run", "of many messages it prints some and counts the others", async () => {
+test({ needs: "run" }, "of many messages it prints some and counts the others", async () => {
   await using server = await Script.server("server.ts");
   await using client = await TestClient.open(server.url);
   for (let sent = 0; sent < 500; sent++) client.send("hello");
@@ -152,7 +172,7 @@ test("run", "of many messages it prints some and counts the others", async () =>
 });
 
 test(
-  "run",
+  { needs: "run" },
   "a mistake gets one clear line and exit code 1, a wrong flag 2 and the usage",
   async () => {
     await using other = startServer(echo(silent));
@@ -192,44 +212,55 @@ test(
   },
 );
 
-test("run", "--help prints the flags and starts nothing", async () => {
+test({ needs: "run" }, "--help prints the flags and starts nothing", async () => {
   await using script = new Script("server.ts", ["--help"], []);
   assertEquals(await script.end(), 0);
   assertStringIncludes(script.lines.all.join("\n"), "--max-clients");
 });
 
-test("run", "with a certificate it speaks wss, and serves the page over https", async () => {
-  const folder = await Deno.makeTempDir();
-  try {
-    const [cert, key] = [`${folder}/cert.pem`, `${folder}/key.pem`];
-    const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
-      "-subj /CN=localhost -addext subjectAltName=DNS:localhost " +
-      `-addext basicConstraints=critical,CA:FALSE -keyout ${key} -out ${cert}`;
-    const openssl = await new Deno.Command("openssl", { args: request.split(" ") }).output();
-    assert(openssl.success, new TextDecoder().decode(openssl.stderr));
-    const flags = ["--port", "0", "--cert", cert, "--key", key];
-    await using server = new Script("server.ts", flags, ["--allow-net", "--allow-read"]);
-    const line = await server.lines.next();
-    assertMatch(line, /^Echo server on wss:\/\/localhost:\d+, page at https:\/\/localhost:\d+\/$/);
-    const url = line.match(/wss:[^,]+/)?.[0] ?? "";
-    const trust = ["--allow-net", `--cert=${cert}`];
-    await using client = new Script("client.ts", [url, "--count", "1"], trust);
-    assertEquals([await client.end(), client.errors.all], [0, []]);
-    assertMatch(client.lines.all[0], /^Data received as "Hello, I am Deno\."/);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
-});
+test(
+  { needs: "run" },
+  "with a certificate it speaks wss, and serves the page over https",
+  async () => {
+    const folder = await Deno.makeTempDir();
+    try {
+      const [cert, key] = [`${folder}/cert.pem`, `${folder}/key.pem`];
+      const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
+        "-subj /CN=localhost -addext subjectAltName=DNS:localhost " +
+        `-addext basicConstraints=critical,CA:FALSE -keyout ${key} -out ${cert}`;
+      const openssl = await new Deno.Command("openssl", { args: request.split(" ") }).output();
+      assert(openssl.success, new TextDecoder().decode(openssl.stderr));
+      const flags = ["--port", "0", "--cert", cert, "--key", key];
+      await using server = new Script("server.ts", flags, ["--allow-net", "--allow-read"]);
+      const line = await server.lines.next();
+      assertMatch(
+        line,
+        /^Echo server on wss:\/\/localhost:\d+, page at https:\/\/localhost:\d+\/$/,
+      );
+      const url = line.match(/wss:[^,]+/)?.[0] ?? "";
+      const trust = ["--allow-net", `--cert=${cert}`];
+      await using client = new Script("client.ts", [url, "--count", "1"], trust);
+      assertEquals([await client.end(), client.errors.all], [0, []]);
+      assertMatch(client.lines.all[0], /^Data received as "Hello, I am Deno\."/);
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+);
 
-test("net", "a client that leaves in the middle of a frame is no one's trouble", async () => {
-  await using server = startServer(echo(silent));
-  using raw = await RawClient.upgraded(server.port);
-  await raw.write(new Uint8Array([0x82, 0xfe, 0x10]));
-  raw.connection.close();
-  await using client = await TestClient.open(server.url);
-  client.send("hello");
-  assertMatch(String(await client.next()), REPLY);
-});
+test(
+  { needs: "net" },
+  "a client that leaves in the middle of a frame is no one's trouble",
+  async () => {
+    await using server = startServer(echo(silent));
+    using raw = await RawClient.upgraded(server.port);
+    await raw.write(new Uint8Array([0x82, 0xfe, 0x10]));
+    raw.connection.close();
+    await using client = await TestClient.open(server.url);
+    client.send("hello");
+    assertMatch(String(await client.next()), REPLY);
+  },
+);
 
 Deno.test("printable text keeps what can be seen and escapes what can't", () => {
   assertEquals(printable("Grüße, 你好 👋 é"), "Grüße, 你好 👋 é");

@@ -65,7 +65,11 @@ const needs = {
 const told = new Set<string>();
 
 /** Registers a test, or ignores it where what it needs is missing. */
-export function test(need: keyof typeof needs, name: string, fn: () => Promise<void>): void {
+export function test(
+  { needs: need }: { needs: keyof typeof needs },
+  name: string,
+  fn: () => Promise<void>,
+): void {
   const [isThere, reason] = needs[need];
   if (!isThere && !told.has(need)) console.log(`Ignoring the tests ${reason}.`);
   told.add(need);

@@ -10,7 +10,7 @@ const LOST = "NATS is lost: local clients go on, reconnecting.";
 
 /** Registers a test that gets a NATS server of its own. */
 function natsTest(name: string, fn: (broker: Broker) => Promise<void>): void {
-  test("nats", name, async () => {
+  test({ needs: "nats" }, name, async () => {
     await using broker = new Broker();
     await broker.start();
     await fn(broker);
@@ -230,7 +230,7 @@ natsTest("SIGTERM while NATS is away counts what is lost, and ends with 0", asyn
   assertEquals(here.script.lines.all.at(-1), "3 messages were not relayed to the other instances.");
 });
 
-test("run", "without --nats its package is not loaded", async () => {
+test({ needs: "run" }, "without --nats its package is not loaded", async () => {
   const imports = {
     "@std/async": import.meta.resolve("@std/async"),
     "@nats-io/transport-node": import.meta.resolve("./no-such-file.ts"),

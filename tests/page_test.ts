@@ -46,23 +46,27 @@ async function connect(page: Page, url?: string): Promise<void> {
   await page.click("#connect");
 }
 
-test("chromium", "opened from disk it connects, sends, shows and disconnects", async () => {
-  await using server = startServer(echo(silent), { origins: ["null"] });
-  await browse({ locale: "en-US" }, async (open) => {
-    const page = await open(FROM_DISK);
-    assertEquals(await page.inputValue("#url"), "ws://localhost:9999/handler");
-    assertEquals(await page.innerText("#connect"), "Connect");
-    await connect(page, `${server.url}/handler`);
-    await shows(page, "#status", `Connected: ${server.url}/handler`);
-    await shows(page, ".sent", "Hello, I am the page.");
-    await shows(page, ".received", 'Data received as "Hello, I am the page.".  time: ');
-    assertEquals(await page.innerText("#connect"), "Disconnect");
-    await page.click("#connect");
-    await shows(page, "#status", "Closed with code 1000, reason: goodbye");
-  });
-});
+test(
+  { needs: "chromium" },
+  "opened from disk it connects, sends, shows and disconnects",
+  async () => {
+    await using server = startServer(echo(silent), { origins: ["null"] });
+    await browse({ locale: "en-US" }, async (open) => {
+      const page = await open(FROM_DISK);
+      assertEquals(await page.inputValue("#url"), "ws://localhost:9999/handler");
+      assertEquals(await page.innerText("#connect"), "Connect");
+      await connect(page, `${server.url}/handler`);
+      await shows(page, "#status", `Connected: ${server.url}/handler`);
+      await shows(page, ".sent", "Hello, I am the page.");
+      await shows(page, ".received", 'Data received as "Hello, I am the page.".  time: ');
+      assertEquals(await page.innerText("#connect"), "Disconnect");
+      await page.click("#connect");
+      await shows(page, "#status", "Closed with code 1000, reason: goodbye");
+    });
+  },
+);
 
-test("chromium", "39 rounds of it bring 39 answers", async () => {
+test({ needs: "chromium" }, "39 rounds of it bring 39 answers", async () => {
   await using server = startServer(echo(silent), { origins: ["null"] });
   await browse({}, async (open) => {
     const page = await open(FROM_DISK);
@@ -78,7 +82,7 @@ test("chromium", "39 rounds of it bring 39 answers", async () => {
 });
 
 test(
-  "chromium",
+  { needs: "chromium" },
   "served, it knows its server, and speaks Chinese to a Chinese browser",
   async () => {
     await using server = startServer(echo(silent));
@@ -96,7 +100,7 @@ test(
 );
 
 test(
-  "chromium",
+  { needs: "chromium" },
   "from the keyboard alone: Enter connects, sends, and keeps the focus",
   async () => {
     await using server = startServer(echo(silent));
@@ -117,7 +121,7 @@ test(
   },
 );
 
-test("chromium", "what arrives is text, whatever it looks like", async () => {
+test({ needs: "chromium" }, "what arrives is text, whatever it looks like", async () => {
   await using server = startServer({ message: (socket, data) => socket.send(data) });
   await browse({}, async (open) => {
     const page = await open(`http://localhost:${server.port}/`);
@@ -133,40 +137,44 @@ test("chromium", "what arrives is text, whatever it looks like", async () => {
   });
 });
 
-test("chromium", "a file goes out in pieces, comes back, and has the same SHA-256", async () => {
-  const sizes: number[] = [];
-  const message: Handler["message"] = (socket, data) => {
-    if (data instanceof ArrayBuffer) sizes.push(data.byteLength);
-    socket.send(data);
-  };
-  await using server = startServer({ message });
-  const buffer = new Uint8Array(8 * 1024 * 1024 + 1).map((_, index) => index * 31 % 251);
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", buffer));
-  const hash = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  await browse({ locale: "en-US" }, async (open) => {
-    const page = await open(`http://localhost:${server.port}/`);
-    assert(await page.isDisabled("#file"));
-    await page.click("#connect");
-    const file = {
-      name: "a.bin",
-      mimeType: "application/octet-stream",
-      buffer: Buffer.from(buffer),
+test(
+  { needs: "chromium" },
+  "a file goes out in pieces, comes back, and has the same SHA-256",
+  async () => {
+    const sizes: number[] = [];
+    const message: Handler["message"] = (socket, data) => {
+      if (data instanceof ArrayBuffer) sizes.push(data.byteLength);
+      socket.send(data);
     };
-    for (let time = 0; time < 2; time++) {
-      await page.setInputFiles("#file", file);
-      await page.locator(".checked").nth(time).waitFor();
-      assertStringIncludes(
-        await page.locator(".checked").nth(time).innerText(),
-        `The file came back unchanged (8,388,609 bytes, SHA-256 ${hash}): a.bin`,
-      );
-    }
-    assertEquals(await page.evaluate("progress.value / progress.max"), 1);
-  });
-  assertEquals(sizes.reduce((sum, size) => sum + size), 2 * buffer.length);
-  assert(sizes.every((size) => size <= 65_536), "a piece is larger than 64 KiB");
-});
+    await using server = startServer({ message });
+    const buffer = new Uint8Array(8 * 1024 * 1024 + 1).map((_, index) => index * 31 % 251);
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", buffer));
+    const hash = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    await browse({ locale: "en-US" }, async (open) => {
+      const page = await open(`http://localhost:${server.port}/`);
+      assert(await page.isDisabled("#file"));
+      await page.click("#connect");
+      const file = {
+        name: "a.bin",
+        mimeType: "application/octet-stream",
+        buffer: Buffer.from(buffer),
+      };
+      for (let time = 0; time < 2; time++) {
+        await page.setInputFiles("#file", file);
+        await page.locator(".checked").nth(time).waitFor();
+        assertStringIncludes(
+          await page.locator(".checked").nth(time).innerText(),
+          `The file came back unchanged (8,388,609 bytes, SHA-256 ${hash}): a.bin`,
+        );
+      }
+      assertEquals(await page.evaluate("progress.value / progress.max"), 1);
+    });
+    assertEquals(sizes.reduce((sum, size) => sum + size), 2 * buffer.length);
+    assert(sizes.every((size) => size <= 65_536), "a piece is larger than 64 KiB");
+  },
+);
 
-test("chromium", "a file that comes back changed, or not at all, is told", async () => {
+test({ needs: "chromium" }, "a file that comes back changed, or not at all, is told", async () => {
   let isFirst = true;
   const message: Handler["message"] = (socket, data) => {
     if (typeof data === "string") return socket.close(1011, "no text, please");
@@ -190,7 +198,7 @@ test("chromium", "a file that comes back changed, or not at all, is told", async
   });
 });
 
-test("chromium", "a server that is away, or a wrong address, is told", async () => {
+test({ needs: "chromium" }, "a server that is away, or a wrong address, is told", async () => {
   await using server = startServer(echo(silent));
   await browse({ locale: "en-US" }, async (open) => {
     const page = await open(FROM_DISK);
@@ -209,7 +217,7 @@ test("chromium", "a server that is away, or a wrong address, is told", async () 
   });
 });
 
-test("chromium", "where WebSocket is missing it says so", async () => {
+test({ needs: "chromium" }, "where WebSocket is missing it says so", async () => {
   await browse({ locale: "en-US" }, async (open) => {
     const page = await open(FROM_DISK);
     await page.addInitScript("delete globalThis.WebSocket");
@@ -220,7 +228,7 @@ test("chromium", "where WebSocket is missing it says so", async () => {
 });
 
 test(
-  "chromium",
+  { needs: "chromium" },
   "it fits a phone, in light and dark, and its status and log are live",
   async () => {
     const viewport = { width: 360, height: 640 };
@@ -240,7 +248,7 @@ test(
 );
 
 test(
-  "chromium",
+  { needs: "chromium" },
   "two tabs at the broadcast server see each other, and what is pushed",
   async () => {
     await using server = startServer(room(new Set(), silent, silent));
@@ -266,7 +274,7 @@ test(
 );
 
 test(
-  "chromium",
+  { needs: "chromium" },
   "the broadcast server lets a page from disk in with --origin null only",
   async () => {
     for (const flags of [[], ["--origin", "null"]]) {

@@ -4,200 +4,140 @@
 //   Broadcast server on ws://localhost:9998, page at http://localhost:9998/
 //
 // Open that page in two tabs, or push from anywhere: curl -d 'hello' http://localhost:9998/
-// Read `broadcast` and `room` first; the rules for clients are those of `serve` in server.ts.
+// With ?room=red behind any of these URLs, only the clients in the room `red` hear each other.
 
-import { deadline, delay } from "@std/async";
 import { parseArgs } from "node:util";
-import { command, type Handler, limited, type Log, MAX_BUFFERED, MAX_QUEUED } from "./server.ts";
-import { runServer, SERVER_FLAGS, SERVER_USAGE, usageError } from "./server.ts";
+import { limited, type Log, runScript } from "./cli.ts";
+import type { Relay } from "./relay.ts";
+import { type Handler, requireToken, runServer, SERVER_FLAGS, SERVER_USAGE } from "./websockets.ts";
 
-/** Milliseconds that NATS gets to answer, when this server starts and when it stops. */
-const NATS_TIMEOUT = 3_000;
-/** Milliseconds between pings: a NATS that vanished is noticed when two were not answered. */
-const NATS_PING_INTERVAL = 5_000;
-/** Milliseconds between attempts to reach a NATS that was lost. */
-const NATS_RECONNECT_WAIT = 1_000;
-/** Milliseconds until NATS is used again: by then, the other instances have come back as well. */
-const NATS_SETTLE_TIME = 2 * NATS_RECONNECT_WAIT;
+/** Characters of the longest name of a room: the name is printed, and is part of a NATS subject. */
+const MAX_NAME = 100;
+/** Milliseconds after which a handshake has let a client in, or never will. */
+const HANDSHAKE_TIMEOUT = 10_000;
 
-type Data = string | ArrayBuffer | ArrayBufferView<ArrayBufferLike>;
+/** The clients in each room, by its name. The common room has the name "", an empty room no entry. */
+export type Rooms = Map<string, Set<WebSocket>>;
 
-/** The way to the other instances of this server. */
-export interface Relay {
-  /** Bytes of the largest message that can be published. */
-  maxMessage: number;
-  /** Sends a message to all other instances. What waits for them is bounded as it is for a client. */
-  publish(data: string | ArrayBuffer): void;
-  /** Publishes what still waits, then leaves. */
-  close(): Promise<void>;
+/** What a room is used with; only the logs are needed. */
+export interface RoomOptions {
+  /** Told who comes and who leaves. */
+  log: Log;
+  /** Told what is said. */
+  print: Log;
+  /** Joins the rooms to those of other servers. */
+  relay?: Relay;
+  /** Refuses those who may not enter. */
+  refuse?: (request: Request) => Response | undefined;
 }
 
-/** Sends a message to all. Nobody is waited for: `serve` bounds what is queued for each. */
-export function broadcast(clients: Set<WebSocket>, data: Data): void {
+/** Sends a message to all. Nobody is waited for: `serve` keeps what a client has not taken yet. */
+export function broadcast(clients: Iterable<WebSocket>, data: string | ArrayBuffer): void {
   for (const client of clients) client.send(data);
 }
 
-/** The handler that broadcasts; it alone lets `clients` in and forgets them. */
-export function room(clients: Set<WebSocket>, log: Log, print: Log, relay?: Relay): Handler {
-  const tellAll = (data: string | ArrayBuffer) => {
-    broadcast(clients, data);
-    relay?.publish(data);
+/** The handler that broadcasts. Only this lets clients into `rooms`, and out of them. */
+export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): Handler {
+  const names = new WeakMap<WebSocket, string>();
+  const clientsIn = (name: string) => rooms.get(name) ?? new Set();
+  const tell = (event: string, name: string) =>
+    log(`${event}${name && ` (room ${name})`}, ${clientsIn(name).size} connected.`);
+
+  function say(name: string, data: string | ArrayBuffer) {
+    broadcast(clientsIn(name), data);
+    relay?.publish(name, data);
     print(typeof data === "string" ? data : `${data.byteLength} bytes of binary.`);
-  };
+  }
+
   return {
-    open(socket) {
-      clients.add(socket);
-      log(`A client joined, ${clients.size} connected.`);
+    async request(request) {
+      const name = nameOf(request);
+      if (name === undefined) {
+        return answer(400, `A room has one name of 1 to ${MAX_NAME} characters.`);
+      }
+      const refusal = refuse?.(request);
+      if (refusal) return refusal;
+      if (request.method === "POST" && new URL(request.url).pathname === "/") {
+        const text = decode(await request.bytes());
+        if (text === undefined) return answer(400, "A push is text in UTF-8.");
+        say(name, text);
+        return Response.json({ clients: clientsIn(name).size }, { status: 202 });
+      }
+      if (relay && request.headers.has("upgrade")) {
+        await relay.enter(name);
+        setTimeout(() => rooms.has(name) || relay.leave(name), HANDSHAKE_TIMEOUT);
+      }
     },
-    message: (_socket, data) => tellAll(data),
+    open(socket, request) {
+      const name = nameOf(request) ?? "";
+      names.set(socket, name);
+      rooms.set(name, clientsIn(name).add(socket));
+      tell("A client joined", name);
+    },
+    message: (socket, data) => say(names.get(socket) ?? "", data),
     close(socket, { code }) {
-      clients.delete(socket);
-      log(`A client left (${code}), ${clients.size} connected.`);
-    },
-    post(text) {
-      tellAll(text);
-      return new Response(`{"clients":${clients.size}}\n`, { status: 202 });
+      const name = names.get(socket) ?? "";
+      clientsIn(name).delete(socket);
+      tell(`A client left (${code})`, name);
+      if (clientsIn(name).size > 0) return;
+      rooms.delete(name);
+      relay?.leave(name);
     },
   };
 }
 
-/**
- * Joins the room `subject` on a NATS server. Text goes to `subject.text` and binary goes to
- * `subject.binary`, both as they are, so that every NATS client can take part.
- *
- * @throws {Error} if no NATS server answers at `url`.
- */
-export async function connectRelay(
-  url: string,
-  subject: string,
-  receive: (data: Data) => void,
-  log: Log,
-): Promise<Relay> {
-  const { connect } = await import("@nats-io/transport-node");
-  // A connection that NATS resets while it is refused reports that where nobody listens any more.
-  globalThis.addEventListener("error", (event) => {
-    if (event.error?.code === "ECONNRESET") event.preventDefault();
-  });
-  const { host, username, password } = new URL(url);
-  const nats = await connect({
-    servers: host,
-    user: decodeURIComponent(username) || undefined,
-    pass: decodeURIComponent(password) || undefined,
-    noEcho: true,
-    timeout: NATS_TIMEOUT,
-    pingInterval: NATS_PING_INTERVAL,
-    reconnectTimeWait: NATS_RECONNECT_WAIT,
-    maxReconnectAttempts: -1,
-    ignoreAuthErrorAbort: true,
-  }).catch((error) => {
-    throw new Error(`No NATS server at ${host} (${error.message}): start nats-server there.`);
-  });
-  nats.subscribe(`${subject}.*`, {
-    callback(error, message) {
-      if (error) log(`NATS: ${error.message}`);
-      else receive(message.subject.endsWith(".text") ? message.string() : message.data);
-    },
-  });
-  // Once this is confirmed, no message of another instance is missed.
-  await nats.flush();
+/** The room that a URL names, "" if it names none, `undefined` if that is no name. */
+function nameOf({ url }: Request): string | undefined {
+  const names = URL.parse(url)?.searchParams.getAll("room");
+  if (names?.length === 0) return "";
+  const isName = names?.length === 1 && names[0] !== "" && [...names[0]].length <= MAX_NAME;
+  return isName ? names[0] : undefined;
+}
 
-  let waiting: (string | ArrayBuffer)[] = [];
-  let waitingBytes = 0;
-  let batch: typeof waiting = [];
-  let lost = 0;
-  let isConnected = true;
-  let published = Promise.resolve();
-  let settleTimer: ReturnType<typeof setTimeout> | undefined;
-
-  /** Publishes what waits. A batch that NATS does not confirm is lost, though some may arrive. */
-  async function publishWaiting() {
-    while (isConnected && waiting.length > 0) {
-      [batch, waiting, waitingBytes] = [waiting, [], 0];
-      try {
-        for (const data of batch) {
-          if (typeof data === "string") nats.publish(`${subject}.text`, data);
-          else nats.publish(`${subject}.binary`, new Uint8Array(data));
-        }
-        await nats.flush();
-      } catch {
-        lost += batch.length;
-        // Lets `watchConnection` hear first that the connection is gone.
-        await delay(0);
-      }
-      batch = [];
-    }
-    if (isConnected) reportLost();
+function decode(bytes: Uint8Array): string | undefined {
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch {
+    return undefined;
   }
+}
 
-  function reportLost() {
-    if (lost > 0) log(`${lost} messages were not relayed to the other instances.`);
-    lost = 0;
-  }
-
-  async function watchConnection() {
-    for await (const status of nats.status()) {
-      if (status.type === "error") {
-        log(`NATS: ${status.error.message}`);
-      } else if (status.type === "disconnect") {
-        isConnected = false;
-        clearTimeout(settleTimer);
-        log("NATS is lost: local clients go on, reconnecting.");
-      } else if (status.type === "reconnect") {
-        log("NATS is back.");
-        settleTimer = setTimeout(() => {
-          isConnected = true;
-          published = published.then(publishWaiting);
-        }, NATS_SETTLE_TIME);
-      }
-    }
-  }
-  watchConnection();
-
-  return {
-    maxMessage: nats.info?.max_payload ?? Infinity,
-    publish(data) {
-      const size = typeof data === "string" ? data.length : data.byteLength;
-      if (waitingBytes + size > MAX_BUFFERED || waiting.length === MAX_QUEUED) {
-        lost++;
-        return;
-      }
-      waiting.push(data);
-      waitingBytes += size;
-      published = published.then(publishWaiting);
-    },
-    async close() {
-      await deadline(published.then(() => nats.drain()), NATS_TIMEOUT).catch(() => {});
-      lost += batch.length + waiting.length;
-      reportLost();
-    },
-  };
+function answer(status: number, text: string): Response {
+  return new Response(`${text}\n`, { status });
 }
 
 const USAGE = `Usage: deno run --allow-net broadcast_server.ts [flags]
-  --nats URL           join the instances of this NATS server, such as nats://127.0.0.1:4222
-  --subject NAME       their room (broadcast)${SERVER_USAGE}`;
+  --token-file FILE    let in only who sends the token in this file; needs --allow-read
+  --nats URL           join the servers at this NATS server, such as nats://127.0.0.1:4222
+  --subject NAME       the NATS subject that their rooms have in common (broadcast)${SERVER_USAGE}`;
 
 if (import.meta.main) {
-  await command(USAGE, async () => {
-    const { nats, subject, ...flags } = parseArgs({
-      options: {
-        ...SERVER_FLAGS,
-        nats: { type: "string" },
-        subject: { type: "string", default: "broadcast" },
-      },
-    }).values;
-    if (nats !== undefined && !(nats.startsWith("nats://") && URL.canParse(nats))) {
-      throw usageError("--nats takes a URL such as nats://127.0.0.1:4222.");
-    }
-    if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject)) {
-      throw usageError(`--subject takes words with dots between them, not "${subject}".`);
-    }
-    const clients = new Set<WebSocket>();
+  await runScript(USAGE, async () => {
+    const options = {
+      ...SERVER_FLAGS,
+      nats: { type: "string" },
+      subject: { type: "string", default: "broadcast" },
+      "token-file": { type: "string" },
+    } as const;
+    const { nats, subject, "token-file": tokenFile, ...flags } = parseArgs({ options }).values;
+    const token = tokenFile && Deno.readTextFileSync(tokenFile).trim();
+    if (token === "") throw new Error(`There is no token in ${tokenFile}: write one into it.`);
     const log = limited(console.log);
     const print = flags.quiet ? () => {} : limited(console.log);
-    const hear = (data: Data) => broadcast(clients, data);
-    const relay = nats ? await connectRelay(nats, subject, hear, limited(console.log)) : undefined;
-    const options = { port: 9998, maxMessage: relay?.maxMessage };
-    runServer("Broadcast server", room(clients, log, print, relay), flags, options, relay?.close);
+    const rooms: Rooms = new Map();
+    const receive = (name: string, data: string | ArrayBuffer) =>
+      broadcast(rooms.get(name) ?? [], data);
+    const relay = nats === undefined
+      ? undefined
+      : await (await import("./relay.ts")).connectRelay({ url: nats, subject, receive, log });
+    const refuse = token ? requireToken(token, log) : undefined;
+    const limits = { port: 9998, maxMessage: relay?.maxMessage };
+    runServer(
+      "Broadcast server",
+      room(rooms, { log, print, relay, refuse }),
+      flags,
+      limits,
+      relay?.close,
+    );
   });
 }

@@ -11,7 +11,7 @@ import { deadline, delay, retry } from "@std/async";
 import process from "node:process";
 import readline from "node:readline";
 import { parseArgs } from "node:util";
-import { command, type Log, printable, usageError, wholeNumber } from "./server.ts";
+import { type Log, printable, runScript as command, usageError, wholeNumber } from "./cli.ts";
 
 /** Milliseconds that a server may be away: time enough to restart it. */
 const PATIENCE = 10_000;

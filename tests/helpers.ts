@@ -2,7 +2,7 @@
 
 import { deadline } from "@std/async";
 import { existsSync } from "node:fs";
-import { type Handler, serve, type ServeOptions } from "../server.ts";
+import { type Handler, serve, type ServeOptions } from "../websockets.ts";
 
 /** Milliseconds that a test waits for something that should happen at once. */
 const PATIENCE = 15_000;

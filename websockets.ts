@@ -1,0 +1,610 @@
+// A WebSocket server, as `import websockets` is in the article:
+//
+//   import { serve } from "./websockets.ts";
+//   serve({ message: (socket, data) => socket.send(data) }, { port: 8000 });
+//
+// Read `Handler` first: it is what a server of your own does. Then `serve`, which keeps the rules
+// for all clients, and `Queues`, which decides who is too slow. `runServer` makes a script of it.
+
+import { deadline, delay } from "@std/async";
+import { createHash, timingSafeEqual } from "node:crypto";
+import { parseArgs } from "node:util";
+import { getHeapStatistics } from "node:v8";
+import { limited, type Log, unfailing, usageError, wholeNumber } from "./cli.ts";
+import page from "./client.html" with { type: "text" };
+
+/** Bytes of the largest message: more than most texts, and little enough to hold for many. */
+export const MAX_MESSAGE = 1024 ** 2;
+/** Clients at a time: each takes a file descriptor, and 20 KiB even when it is silent. */
+export const MAX_CLIENTS = 10_000;
+/** Bytes that may wait for all clients together: 1 GiB, or less where V8 could not hold that. */
+export const MAX_WAITING = Math.min(1024 ** 3, Math.floor(getHeapStatistics().heap_size_limit / 4));
+/** Seconds that a client may leave a ping unanswered, or take nothing of what waits for it. */
+export const IDLE_TIMEOUT = 30;
+/** Bytes that the runtime is handed for a client at a time: it can't be made to forget them. */
+const MAX_HANDED = 512 * 1024;
+/** Bytes that a message takes in the runtime, and those that it takes in a queue, beside its content. */
+const [HANDED_COST, QUEUED_COST] = [1024, 256];
+/** Milliseconds between two looks at the queues: a client that reads all the time waits that long. */
+const LOOK_INTERVAL = 5;
+/** Milliseconds in which a client that reads takes something, even from a busy server. */
+const PAUSE = 1_000;
+/** Bytes that RFC 6455 section 5.5.1 leaves for the reason in a Close frame. */
+const MAX_REASON = 123;
+/** Milliseconds that a stopping server waits for its clients: containers are killed after 10 s. */
+const SHUTDOWN_TIMEOUT = 5_000;
+
+/** The origins of pages that this machine serves. */
+const LOOPBACK = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$/;
+
+type Info = Deno.ServeHandlerInfo<Deno.NetAddr>;
+type Message = Parameters<WebSocket["send"]>[0];
+
+/**
+ * What a server does for its clients. Each function may be async. Where one throws or rejects, the
+ * error is logged, and the client is closed with 1011 or the request is answered with 500.
+ */
+export interface Handler {
+  /**
+   * Sees every request that keeps the rules, before it is answered, as `process_request` does in
+   * Python. A `Response` refuses a handshake or answers another request. Nothing lets it go on.
+   */
+  request?(request: Request, info: Info): unknown;
+  open?(socket: WebSocket, request: Request): unknown;
+  message(socket: WebSocket, data: string | ArrayBuffer): unknown;
+  /** Called once for each `open`, with the code that was sent, or 1006 if the client was lost. */
+  close?(socket: WebSocket, event: CloseEvent): unknown;
+}
+
+/** `Deno.serve`'s options and the limits of a server, by default the constants of the same name. */
+export interface ServeOptions extends Deno.ServeTcpOptions, Partial<Deno.TlsCertifiedKeyPem> {
+  /** Origins that are let in beside loopback: `*` for any, `null` for pages opened from disk. */
+  origins?: string[];
+  maxMessage?: number;
+  maxClients?: number;
+  maxWaiting?: number;
+  idleTimeout?: number;
+  /** Told which clients are refused or dropped, and which errors the handler makes. */
+  log?: Log;
+}
+
+/**
+ * Starts a WebSocket server, as `websockets.serve` does in Python. It answers handshakes and keeps
+ * every client within the limits, whatever the client sends and whatever the handler does. Its
+ * `shutdown` sends every client what waits for it, and then 1001.
+ *
+ * @throws {Deno.errors.AddrInUse} if the port is taken, and whatever else `Deno.serve` throws.
+ */
+export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpServer<Deno.NetAddr> {
+  const { maxMessage = MAX_MESSAGE, maxClients = MAX_CLIENTS, maxWaiting = MAX_WAITING } = options;
+  const { idleTimeout = IDLE_TIMEOUT, origins = [], hostname = "localhost" } = options;
+  const log = unfailing(options.log ?? limited(console.error));
+  const clients = new Set<Client>();
+  const queues = new Queues(maxWaiting, idleTimeout * 1000 || Infinity, drop);
+  /** How many requests the handler has not decided about yet. */
+  let pending = 0;
+  let isStopping = false;
+
+  function answer(request: Request, info: Info): Response | Promise<Response> {
+    const isHandshake = isUpgrade(request) || request.headers.has("sec-websocket-key");
+    const hasBody = !["GET", "HEAD", "OPTIONS"].includes(request.method);
+    const refusal = (isHandshake && refuseHandshake(request)) ||
+      ((isHandshake || hasBody) && (refuseOrigin(request) ?? refuseSurplus())) ||
+      (hasBody && refuseBody(request, maxMessage));
+    if (refusal) return refusal;
+    const accept = isHandshake ? upgrade : servePage;
+    return handler.request ? ask(request, info, accept) : accept(request);
+  }
+
+  function refuseOrigin({ headers }: Request): Response | undefined {
+    const origin = headers.get("origin");
+    // Programs send no Origin. Host is not compared with it, because DNS rebinding can forge both.
+    if (origin === null || LOOPBACK.test(origin)) return;
+    if (origins.includes("*") || origins.includes(origin)) return;
+    log(`Refused a page from ${origin}, see --origin.`);
+    return refuse(403, "Pages from this origin are not let in, see --origin.");
+  }
+
+  function refuseSurplus(): Response | undefined {
+    if (isStopping) return refuse(503, "The server is shutting down.");
+    if (clients.size + pending < maxClients) return;
+    log(`Refused a client: there are ${maxClients}, see --max-clients.`);
+    return refuse(503, "There are too many clients, try again later.");
+  }
+
+  /** Lets the handler answer or refuse a request. */
+  async function ask(request: Request, info: Info, accept: typeof upgrade): Promise<Response> {
+    pending++;
+    try {
+      const asked = Promise.try(() => handler.request?.(request, info));
+      const response = await deadline(asked, queues.idleTimeout);
+      if (response instanceof Response) return response;
+      if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
+    } catch (error) {
+      logFailure(error);
+      const isLate = error instanceof DOMException && error.name === "TimeoutError";
+      return refuse(isLate ? 503 : 500, "The server failed to handle this.");
+    } finally {
+      pending--;
+    }
+    return accept(request);
+  }
+
+  function upgrade(request: Request): Response {
+    const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout });
+    // A client counts from here on, because a handshake that is reset by its client never opens.
+    socket.addEventListener("open", () => admit(socket, request), { once: true });
+    return response;
+  }
+
+  function admit(socket: WebSocket, request: Request) {
+    if (clients.size >= maxClients || isStopping) return socket.close(1013, "Try again later.");
+    const client = new Client(socket, queues);
+    clients.add(client);
+    // Listeners take half a KiB less for each client than `onmessage` and the like.
+    socket.addEventListener("message", ({ data }) => receive(client, data));
+    socket.addEventListener("close", ({ code, reason }) => {
+      client.clear({ code: code || 1006, reason });
+      forget(client);
+    });
+    if (handler.open) call(client, handler.open, request);
+  }
+
+  function receive(client: Client, data: string | ArrayBuffer) {
+    if (client.closing) return;
+    if (isLarger(data, maxMessage)) return client.close(1009, `Larger than ${maxMessage} bytes.`);
+    queues.sender = client;
+    call(client, handler.message, data);
+    queues.sender = undefined;
+  }
+
+  function drop(client: Client, reason: string) {
+    log(`Dropped a client. ${reason}`);
+    client.drop({ code: 1008, reason });
+    forget(client);
+  }
+
+  /** Forgets a client that has left or was dropped. The runtime reports some of them twice. */
+  function forget(client: Client) {
+    if (!clients.delete(client) || !handler.close) return;
+    call(client, handler.close, new CloseEvent("close", { code: 1005, ...client.closing }));
+  }
+
+  /** Calls a function of the handler. An error that got out of it would end the process. */
+  function call<T>(client: Client, run: (socket: WebSocket, data: T) => unknown, data: T) {
+    try {
+      const result = run.call(handler, client.socket, data);
+      if (result !== undefined) wait(client, result);
+    } catch (error) {
+      fail(client, error);
+    }
+  }
+
+  async function wait(client: Client, result: unknown) {
+    try {
+      await result;
+    } catch (error) {
+      fail(client, error);
+    }
+  }
+
+  function fail(client: Client, error: unknown) {
+    logFailure(error);
+    client.close(1011, "The server failed to handle this.");
+  }
+
+  function logFailure(error: unknown) {
+    let text = "an error that can't be printed";
+    try {
+      text = Deno.inspect(error).replaceAll(/\s+/g, " ");
+    } catch {
+      // The error has a getter or a custom inspection that throws.
+    }
+    log(`The handler failed: ${text}`);
+  }
+
+  function onError(error: unknown): Response {
+    // The message of the error may hold a URL with a token.
+    log(`Refused a request that can't be read: ${error instanceof Error && error.name}.`);
+    return refuse(400, "The request can't be read.");
+  }
+
+  const server = Deno.serve({ onListen: () => {}, onError, ...options, hostname }, answer);
+  const { shutdown } = server;
+  return Object.assign(server, {
+    async shutdown() {
+      isStopping = true;
+      for (const client of clients) client.close(1001, "The server is shutting down.");
+      // The runtime closes at once, and would lose what waits in the queues.
+      while (queues.waiting > 0) await delay(LOOK_INTERVAL);
+      await shutdown.call(server);
+    },
+  });
+}
+
+function refuse(status: number, text: string, headers?: HeadersInit): Response {
+  return new Response(`${text}\n`, { status, headers });
+}
+
+function servePage({ method, url }: Request): Response {
+  if (["GET", "HEAD"].includes(method) && new URL(url).pathname === "/") {
+    return new Response(page, { headers: { "Content-Type": "text/html; charset=utf-8" } });
+  }
+  return refuse(426, "Connect to this server with a WebSocket.", { Upgrade: "websocket" });
+}
+
+/** Whether a request wants a WebSocket: both headers are lists, in upper or lower case. */
+function isUpgrade({ headers }: Request): boolean {
+  return /(^|,)\s*websocket\s*(,|$)/i.test(headers.get("upgrade") ?? "") &&
+    /(^|,)\s*upgrade\s*(,|$)/i.test(headers.get("connection") ?? "");
+}
+
+/** What is wrong with a handshake (RFC 6455 section 4.2.1): the runtime checks little of it. */
+export function refuseHandshake(request: Request): Response | undefined {
+  const { method, headers } = request;
+  if (!isUpgrade(request)) {
+    return refuse(426, "Connect to this server with a WebSocket.", { Upgrade: "websocket" });
+  }
+  if (method !== "GET") return refuse(405, "A handshake is a GET request.", { Allow: "GET" });
+  if (!headers.has("host")) return refuse(400, "A handshake needs a Host header.");
+  if (headers.get("sec-websocket-version") !== "13") {
+    const supported = { "Sec-WebSocket-Version": "13", Upgrade: "websocket" };
+    return refuse(426, "This server speaks version 13 of the WebSocket protocol.", supported);
+  }
+  if (!/^[A-Za-z0-9+/]{22}==$/.test(headers.get("sec-websocket-key") ?? "")) {
+    return refuse(400, "Sec-WebSocket-Key must be 16 bytes in base64.");
+  }
+}
+
+/** Refuses a body of unknown or too large a size, so that a handler may read every body whole. */
+function refuseBody({ headers }: Request, limit: number): Response | undefined {
+  const length = headers.get("content-length");
+  if (length === null) return refuse(411, "The request needs a Content-Length.");
+  if (Number(length) > limit) return refuse(413, `Larger than ${limit} bytes.`);
+}
+
+/**
+ * A `Handler.request` that lets in who knows the token: handshakes and pushes need it as
+ * `Authorization: Bearer TOKEN`, or as `?token=TOKEN` because a page can't set a header. The page
+ * itself needs none.
+ */
+export function requireToken(token: string, log: Log): (request: Request) => Response | undefined {
+  const digest = (text: string) => createHash("sha256").update(text).digest();
+  const expected = digest(token);
+  return (request) => {
+    if (!isUpgrade(request) && ["GET", "HEAD"].includes(request.method)) return;
+    const bearer = request.headers.get("authorization")?.match(/^bearer +(.*)$/i)?.[1];
+    const given = bearer ?? URL.parse(request.url)?.searchParams.get("token") ?? "";
+    // The comparison takes as long for a token that is nearly right.
+    if (timingSafeEqual(digest(given), expected)) return;
+    log("Refused a client without the right token.");
+    return refuse(401, "The right token is needed.", { "WWW-Authenticate": "Bearer" });
+  };
+}
+
+/** Whether a message has more than `limit` bytes. Text is encoded only where that is in doubt. */
+function isLarger(data: string | ArrayBuffer, limit: number): boolean {
+  if (typeof data !== "string") return sizeOf(data) > limit;
+  return data.length * 3 > limit && new TextEncoder().encode(data).byteLength > limit;
+}
+
+/** Bytes of a message. For text it is the number of UTF-16 units, because counting takes long. */
+function sizeOf(data: Message): number {
+  if (typeof data === "string") return data.length;
+  return data instanceof Blob ? data.size : data.byteLength;
+}
+
+/**
+ * The queues of all clients of a server, and the decision who is too slow.
+ *
+ * The runtime queues without end what a client does not take, and can't be made to forget it. So it
+ * is handed a little at a time, and all else waits here.
+ *
+ * A client that takes nothing for `idleTimeout` is dropped. When more than `maxWaiting` bytes wait
+ * for all together, one client is dropped: the one with the longest queue, if it does not read or
+ * if most of the bytes wait for it, or else the one whose messages fill the queues.
+ */
+class Queues {
+  /** Bytes that wait, here or in the runtime, and the clients for which they do. */
+  waiting = 0;
+  readonly busy = new Set<Client>();
+  /** Milliseconds in which the process ran: while it was stopped, no client could take anything. */
+  clock = 0;
+  /** The client whose message is being handled. */
+  sender?: Client;
+  #limit: number;
+  #lookedAt = 0;
+  #timer?: ReturnType<typeof setInterval>;
+  readonly #memory = Deno.memoryUsage().rss;
+
+  constructor(
+    readonly maxWaiting: number,
+    readonly idleTimeout: number,
+    readonly drop: (client: Client, reason: string) => void,
+  ) {
+    this.#limit = maxWaiting;
+  }
+
+  /** Counts bytes that wait for a client, or with a negative number, that no longer do. */
+  count(client: Client, bytes: number): void {
+    client.waiting += bytes;
+    this.waiting += bytes;
+    if (bytes <= 0) return;
+    this.add(client);
+    if (this.waiting > this.#limit) this.#relieve();
+  }
+
+  add(client: Client): void {
+    if (this.busy.has(client)) return;
+    client.takenAt = this.clock;
+    this.busy.add(client);
+    this.#timer ??= setInterval(() => this.#look(), LOOK_INTERVAL);
+  }
+
+  delete(client: Client): void {
+    this.busy.delete(client);
+    if (this.busy.size > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+
+  #look() {
+    const now = performance.now();
+    this.clock += Math.min(now - this.#lookedAt, PAUSE / 2);
+    this.#lookedAt = now;
+    for (const client of this.busy) {
+      client.handOver();
+      // The runtime closes a client that leaves a ping unanswered, but waits for what it was handed.
+      const isGivenUp = !client.closing && client.socket.readyState === WebSocket.CLOSING;
+      if (isGivenUp || this.clock - client.takenAt >= this.idleTimeout) {
+        this.drop(client, "It took nothing of what it was sent for too long.");
+      } else if (client.waiting === 0 && !client.closing) {
+        this.delete(client);
+      }
+    }
+    this.#limit = Math.max(this.maxWaiting, this.waiting + this.maxWaiting / 16);
+  }
+
+  /** Drops a client because too much waits. A little more may wait before the next one is dropped. */
+  #relieve() {
+    const memory = Deno.memoryUsage().rss - this.#memory;
+    for (const client of this.busy) client.seeTaken(memory < this.maxWaiting / 2);
+    this.#limit = Math.max(this.maxWaiting, this.waiting + this.maxWaiting / 16);
+    if (this.waiting <= this.maxWaiting) return;
+    const [reader] = [...this.busy].sort((one, other) => other.waiting - one.waiting);
+    const isMost = reader.waiting > this.waiting * 2 / 3;
+    const isSlow = isMost || this.clock - reader.takenAt > PAUSE;
+    if (isSlow || !this.sender) this.drop(reader, "It read too little while too much was waiting.");
+    else this.drop(this.sender, "It sent more than the others could read.");
+  }
+}
+
+/** The methods of the runtime's sockets that `Client` replaces. */
+const { close, send } = WebSocket.prototype;
+
+/** A client: the runtime's socket, with a queue before it. */
+class Client {
+  /** Set as soon as the client is to be closed. It is sent nothing more, and not listened to. */
+  closing?: Close;
+  isDropped = false;
+  /** Bytes that wait for this client, and when it last took something on the queues' clock. */
+  waiting = 0;
+  takenAt = 0;
+  /** Bytes that the runtime was handed, and how many of them it shows if none is taken. */
+  #handed = 0;
+  #buffered = 0;
+  /** How many of the messages that the runtime was handed last were empty, and bytes for them. */
+  #empties = 0;
+  #doubtful = 0;
+  /** What the runtime was not handed yet: `#older` from its end, and then `#newer` from its start. */
+  #older: Message[] = [];
+  #newer: Message[] = [];
+
+  constructor(readonly socket: WebSocket, readonly queues: Queues) {
+    socket.send = (data) => this.send(data);
+    socket.close = (code, reason) => this.close(code, reason);
+  }
+
+  send(data: Message): void {
+    // Once a client is dropped for what it sends, the rest of that is not passed on any more.
+    if (this.closing || this.queues.sender?.isDropped) return;
+    const isQueued = this.#older.length + this.#newer.length > 0;
+    if (!isQueued && (this.#handed < MAX_HANDED || this.seeTaken())) return this.#hand(data);
+    this.#newer.push(snapshot(data));
+    this.queues.count(this, sizeOf(data) + QUEUED_COST);
+  }
+
+  /**
+   * Closes the connection as soon as everything is taken that was sent before: the runtime's own
+   * `close` loses sight of a connection for which something waits.
+   *
+   * @throws {DOMException} `InvalidAccessError` for a code that may not be sent.
+   */
+  close(code?: number, reason?: string): void {
+    const closing = toClose(code, reason);
+    if (this.closing) return;
+    this.closing = closing;
+    this.queues.add(this);
+    this.handOver();
+  }
+
+  /** Forgets what waits. The Close frame follows what the runtime was handed, if that is ever read. */
+  drop(closing: Close): void {
+    this.isDropped = true;
+    this.clear(closing);
+    this.#close();
+  }
+
+  /** Forgets what waits, and lets nothing wait any more. */
+  clear(closing: Close): void {
+    this.closing ??= closing;
+    this.#older = this.#newer = [];
+    this.queues.count(this, -this.waiting);
+    this.queues.delete(this);
+  }
+
+  /** Hands over what comes next, if all is taken that was handed over before. */
+  handOver(): void {
+    if (!this.seeTaken()) return;
+    while (this.#handed < MAX_HANDED) {
+      if (this.#older.length === 0) {
+        [this.#older, this.#newer] = [this.#newer.reverse(), this.#older];
+      }
+      const data = this.#older.pop();
+      if (data === undefined) break;
+      this.queues.count(this, -sizeOf(data) - QUEUED_COST);
+      this.#hand(data);
+    }
+    if (this.closing && this.#handed === 0) this.#close();
+  }
+
+  /**
+   * Sees what was taken of what the runtime was handed. Returns whether that is all of it. The
+   * runtime shows nothing of empty messages, so they count until another message after them was
+   * taken, or until this is called with `isTrusted`.
+   */
+  seeTaken(isTrusted = false): boolean {
+    const { bufferedAmount } = this.socket;
+    if (bufferedAmount < this.#buffered || bufferedAmount === 0) this.takenAt = this.queues.clock;
+    this.#buffered = bufferedAmount;
+    if (bufferedAmount > 0) return false;
+    if (isTrusted) this.#empties = 0;
+    const doubtful = this.#empties * HANDED_COST;
+    this.queues.count(this, doubtful - this.#doubtful - this.#handed);
+    this.#doubtful = doubtful;
+    this.#handed = 0;
+    return true;
+  }
+
+  #hand(data: Message) {
+    const size = sizeOf(data);
+    send.call(this.socket, data);
+    this.#buffered += size;
+    this.#empties = size === 0 ? this.#empties + 1 : 0;
+    this.#handed += size + HANDED_COST;
+    this.queues.count(this, size + HANDED_COST);
+  }
+
+  #close() {
+    if (this.socket.readyState !== WebSocket.OPEN) return;
+    const { code, reason } = this.closing ?? {};
+    this.takenAt = this.queues.clock;
+    // Where there is no code, there must not be a reason either, not even an empty one.
+    if (code === undefined) close.call(this.socket);
+    else close.call(this.socket, code, reason);
+  }
+}
+
+/** What a Close frame says. Without a code it is empty, and the other side reports 1005. */
+interface Close {
+  code?: number;
+  reason: string;
+}
+
+/** Checks and converts the arguments of `close` (RFC 6455 sections 5.5.1 and 7.4). */
+function toClose(code?: number, reason = ""): Close {
+  const text = `${reason}`.toWellFormed();
+  const { read } = new TextEncoder().encodeInto(text, new Uint8Array(MAX_REASON));
+  const close = { code: code === undefined ? code : Math.round(code), reason: text.slice(0, read) };
+  const ranges = [[1000, 1003], [1007, 1014], [3000, 4999]];
+  const { code: number = 1000 } = close;
+  if (ranges.some(([least, most]) => least <= number && number <= most)) return close;
+  throw new DOMException(`The code ${number} may not be sent.`, "InvalidAccessError");
+}
+
+/** A message as it is now, because its sender may change a buffer later. */
+function snapshot(data: Message): Message {
+  if (typeof data === "string" || data instanceof Blob) return data;
+  if (!ArrayBuffer.isView(data)) return data.slice(0);
+  return new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice();
+}
+
+/** The flags of every server here, for `parseArgs`. */
+export const SERVER_FLAGS = {
+  host: { type: "string", default: "localhost" },
+  port: { type: "string" },
+  cert: { type: "string" },
+  key: { type: "string" },
+  origin: { type: "string", multiple: true },
+  "max-message": { type: "string", default: `${MAX_MESSAGE}` },
+  "max-clients": { type: "string", default: `${MAX_CLIENTS}` },
+  "max-waiting": { type: "string", default: `${MAX_WAITING}` },
+  quiet: { type: "boolean" },
+} as const;
+
+/** What `--help` says of `SERVER_FLAGS`. */
+export const SERVER_USAGE = `
+  --host HOST          address to listen on (localhost), 0.0.0.0 for other machines too
+  --port PORT          port to listen on, 0 for a free one
+  --cert FILE          certificate for wss, in PEM; needs --key and --allow-read
+  --key FILE           private key of the certificate, in PEM
+  --origin ORIGIN      let pages from this origin in, * for any; may be given many times
+  --max-message BYTES  largest message (${MAX_MESSAGE})
+  --max-clients COUNT  clients at a time (${MAX_CLIENTS})
+  --max-waiting BYTES  what may wait for all clients together (${MAX_WAITING})
+  --quiet              do not print messages
+  --help               print this`;
+
+type ServerFlags = ReturnType<typeof parseArgs<{ options: typeof SERVER_FLAGS }>>["values"];
+
+/**
+ * Serves as the flags say until SIGINT or SIGTERM. Then nobody is let in any more, every client
+ * gets what waits for it and 1001, `release` is called, and the process ends with 0. A second
+ * signal ends it at once.
+ *
+ * @throws {Error} if a flag is wrong, a file can't be read, or the port is taken.
+ */
+export function runServer(
+  name: string,
+  handler: Handler,
+  flags: ServerFlags,
+  { port, origins = [], maxMessage = Infinity }: ServeOptions,
+  release?: () => Promise<void>,
+): void {
+  const { host, cert, key, origin = [] } = flags;
+  if (!cert !== !key) throw usageError("--cert and --key need each other.");
+  for (const each of origin) {
+    if (
+      each === "*" || each === "null" ||
+      /^https?:/.test(each) && !each.includes("*") && URL.parse(each)?.origin === each
+    ) continue;
+    throw usageError(`--origin takes an origin such as https://example.com, not "${each}".`);
+  }
+  const options = {
+    hostname: host.replace(/^\[(.*)\]$/, "$1"),
+    port: wholeNumber("port", flags.port ?? `${port}`, 0, 65_535),
+    cert: cert && Deno.readTextFileSync(cert),
+    key: key && Deno.readTextFileSync(key),
+    origins: [...origins, ...origin],
+    maxMessage: Math.min(maxMessage, wholeNumber("max-message", flags["max-message"], 1)),
+    maxClients: wholeNumber("max-clients", flags["max-clients"], 1),
+    maxWaiting: wholeNumber("max-waiting", flags["max-waiting"], 1),
+  };
+  const server = serve(handler, options);
+
+  // Without a file descriptor left, the runtime stops listening, and nothing makes it start again.
+  server.finished.catch((error) => {
+    console.error(`Stopped listening (${error.message}): raise ulimit -n or lower --max-clients.`);
+    Deno.exit(1);
+  });
+  let isStopping = false;
+  const stop = async () => {
+    if (isStopping) Deno.exit(1);
+    isStopping = true;
+    await deadline(server.shutdown(), SHUTDOWN_TIMEOUT).catch(() => {
+      console.error("Stopped before every client had read what was waiting for it.");
+    });
+    await release?.();
+    Deno.exit(0);
+  };
+  Deno.addSignalListener("SIGINT", stop);
+  // There is no SIGTERM on Windows, and listening for it throws.
+  if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
+
+  // 0.0.0.0 and :: stand for all addresses of this machine, and nobody can connect to them.
+  const { hostname } = options;
+  const reachable = hostname === "0.0.0.0" || hostname === "::" ? "localhost" : hostname;
+  const address = `${reachable.includes(":") ? `[${reachable}]` : reachable}:${server.addr.port}`;
+  const secure = cert ? "s" : "";
+  console.log(`${name} on ws${secure}://${address}, page at http${secure}://${address}/`);
+}

@@ -23,8 +23,8 @@ export const MAX_WAITING = Math.min(1024 ** 3, Math.floor(getHeapStatistics().he
 export const IDLE_TIMEOUT = 30;
 /** Bytes that the runtime is handed for a client at a time: it can't be made to forget them. */
 const MAX_HANDED = 512 * 1024;
-/** Bytes that a message takes in the runtime, and those that it takes in a queue, beside its content. */
-const [HANDED_COST, QUEUED_COST] = [1024, 256];
+/** Bytes that the runtime takes for a message, beside its content. */
+const HANDED_COST = 1024;
 /** Milliseconds between two looks at the queues: a client that reads all the time waits that long. */
 const LOOK_INTERVAL = 5;
 /** Milliseconds in which a client that reads takes something, even from a busy server. */
@@ -294,6 +294,11 @@ function sizeOf(data: Message): number {
   return data instanceof Blob ? data.size : data.byteLength;
 }
 
+/** Bytes that a message takes while it waits in a queue. V8 takes most of it for small buffers. */
+function queuedSize(data: Message): number {
+  return sizeOf(data) + (typeof data === "string" ? 128 : 400);
+}
+
 /**
  * The queues of all clients of a server, and the decision who is too slow.
  *
@@ -411,7 +416,7 @@ class Client {
     const isQueued = this.#older.length + this.#newer.length > 0;
     if (!isQueued && (this.#handed < MAX_HANDED || this.seeTaken())) return this.#hand(data);
     this.#newer.push(snapshot(data));
-    this.queues.count(this, sizeOf(data) + QUEUED_COST);
+    this.queues.count(this, queuedSize(data));
   }
 
   /**
@@ -452,7 +457,7 @@ class Client {
       }
       const data = this.#older.pop();
       if (data === undefined) break;
-      this.queues.count(this, -sizeOf(data) - QUEUED_COST);
+      this.queues.count(this, -queuedSize(data));
       this.#hand(data);
     }
     if (this.closing && this.#handed === 0) this.#close();
@@ -547,6 +552,15 @@ export const SERVER_USAGE = `
 
 type ServerFlags = ReturnType<typeof parseArgs<{ options: typeof SERVER_FLAGS }>>["values"];
 
+function tryServe(handler: Handler, options: ServeOptions): Deno.HttpServer<Deno.NetAddr> {
+  try {
+    return serve(handler, options);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    throw new Error(`Port ${options.port} is taken: choose another one with --port.`);
+  }
+}
+
 /**
  * Serves as the flags say until SIGINT or SIGTERM. Then nobody is let in any more, every client
  * gets what waits for it and 1001, `release` is called, and the process ends with 0. A second
@@ -580,7 +594,7 @@ export function runServer(
     maxClients: wholeNumber("max-clients", flags["max-clients"], 1),
     maxWaiting: wholeNumber("max-waiting", flags["max-waiting"], 1),
   };
-  const server = serve(handler, options);
+  const server = tryServe(handler, options);
 
   // Without a file descriptor left, the runtime stops listening, and nothing makes it start again.
   server.finished.catch((error) => {

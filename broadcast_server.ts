@@ -49,8 +49,21 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
     print(typeof data === "string" ? data : `${data.byteLength} bytes of binary.`);
   }
 
+  async function push(name: string, request: Request): Promise<Response> {
+    const text = decode(await request.bytes());
+    if (text === undefined) return answer(400, "A push is text in UTF-8.");
+    say(name, text);
+    return Response.json({ clients: clientsIn(name).size }, { status: 202 });
+  }
+
+  /** Hears the room from before its first client comes, in case that this one says something at once. */
+  async function enter(name: string, relay: Relay) {
+    await relay.enter(name);
+    setTimeout(() => rooms.has(name) || relay.leave(name), HANDSHAKE_TIMEOUT);
+  }
+
   return {
-    async request(request) {
+    request(request) {
       const name = nameOf(request);
       if (name === undefined) {
         return answer(400, `A room has one name of 1 to ${MAX_NAME} characters.`);
@@ -58,15 +71,9 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
       const refusal = refuse?.(request);
       if (refusal) return refusal;
       if (request.method === "POST" && new URL(request.url).pathname === "/") {
-        const text = decode(await request.bytes());
-        if (text === undefined) return answer(400, "A push is text in UTF-8.");
-        say(name, text);
-        return Response.json({ clients: clientsIn(name).size }, { status: 202 });
+        return push(name, request);
       }
-      if (relay && request.headers.has("upgrade")) {
-        await relay.enter(name);
-        setTimeout(() => rooms.has(name) || relay.leave(name), HANDSHAKE_TIMEOUT);
-      }
+      if (relay && request.headers.has("upgrade")) return enter(name, relay);
     },
     open(socket, request) {
       const name = nameOf(request) ?? "";

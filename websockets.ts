@@ -25,8 +25,10 @@ export const IDLE_TIMEOUT = 30;
 const MAX_HANDED = 512 * 1024;
 /** Bytes that the runtime takes for a message, beside its content. */
 const HANDED_COST = 1024;
-/** Milliseconds between two looks at the queues: a client that reads all the time waits that long. */
-const LOOK_INTERVAL = 5;
+/** Milliseconds between two looks at the clients for which something waits. */
+const LOOK_INTERVAL = 100;
+/** Milliseconds after which a client that has taken all is handed the next part of its queue. */
+const HAND_OVER_INTERVAL = 4;
 /** Milliseconds in which a client that reads takes something, even from a busy server. */
 const PAUSE = 1_000;
 /** Bytes that RFC 6455 section 5.5.1 leaves for the reason in a Close frame. */
@@ -116,8 +118,9 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   async function ask(request: Request, info: Info, accept: typeof upgrade): Promise<Response> {
     pending++;
     try {
-      const asked = Promise.try(() => handler.request?.(request, info));
-      const response = await deadline(asked, queues.idleTimeout);
+      const asked = handler.request?.(request, info);
+      const isLong = asked instanceof Promise;
+      const response = isLong ? await deadline(asked, queues.idleTimeout) : await asked;
       if (response instanceof Response) return response;
       if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
     } catch (error) {
@@ -144,7 +147,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     // Listeners take half a KiB less for each client than `onmessage` and the like.
     socket.addEventListener("message", ({ data }) => receive(client, data));
     socket.addEventListener("close", ({ code, reason }) => {
-      client.clear({ code: code || 1006, reason });
+      client.end({ code: code || 1006, reason });
       forget(client);
     });
     if (handler.open) call(client, handler.open, request);
@@ -216,7 +219,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
       isStopping = true;
       for (const client of clients) client.close(1001, "The server is shutting down.");
       // The runtime closes at once, and would lose what waits in the queues.
-      while (queues.waiting > 0) await delay(LOOK_INTERVAL);
+      while ([...clients].some(({ isQueued }) => isQueued)) await delay(HAND_OVER_INTERVAL);
       await shutdown.call(server);
     },
   });
@@ -307,7 +310,7 @@ function queuedSize(data: Message): number {
  *
  * A client that takes nothing for `idleTimeout` is dropped. When more than `maxWaiting` bytes wait
  * for all together, one client is dropped: the one with the longest queue, if it does not read or
- * if most of the bytes wait for it, or else the one whose messages fill the queues.
+ * if most of the bytes wait for it, or else the one whose message is being sent.
  */
 class Queues {
   /** Bytes that wait, here or in the runtime, and the clients for which they do. */
@@ -319,7 +322,8 @@ class Queues {
   sender?: Client;
   #limit: number;
   #lookedAt = 0;
-  #timer?: ReturnType<typeof setInterval>;
+  #pause = Infinity;
+  #timer?: ReturnType<typeof setTimeout>;
   readonly #memory = Deno.memoryUsage().rss;
 
   constructor(
@@ -332,39 +336,46 @@ class Queues {
 
   /** Counts bytes that wait for a client, or with a negative number, that no longer do. */
   count(client: Client, bytes: number): void {
+    if (client.waiting === 0) this.watch(client, LOOK_INTERVAL);
     client.waiting += bytes;
     this.waiting += bytes;
-    if (bytes <= 0) return;
-    this.add(client);
-    if (this.waiting > this.#limit) this.#relieve();
+    if (bytes > 0 && this.waiting > this.#limit) this.#relieve();
   }
 
-  add(client: Client): void {
-    if (this.busy.has(client)) return;
-    client.takenAt = this.clock;
+  /** Looks at a client within so many milliseconds, and again until nothing waits for it. */
+  watch(client: Client, pause: number): void {
+    if (!this.busy.has(client)) client.takenAt = this.clock;
     this.busy.add(client);
-    this.#timer ??= setInterval(() => this.#look(), LOOK_INTERVAL);
+    if (pause >= this.#pause) return;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#look(), pause);
+    this.#pause = pause;
   }
 
-  delete(client: Client): void {
+  forget(client: Client): void {
+    this.waiting -= client.waiting;
     this.busy.delete(client);
     if (this.busy.size > 0) return;
-    clearInterval(this.#timer);
-    this.#timer = undefined;
+    clearTimeout(this.#timer);
+    this.#pause = Infinity;
   }
 
   #look() {
     const now = performance.now();
     this.clock += Math.min(now - this.#lookedAt, PAUSE / 2);
     this.#lookedAt = now;
+    this.#pause = Infinity;
     for (const client of this.busy) {
-      client.handOver();
-      // The runtime closes a client that leaves a ping unanswered, but waits for what it was handed.
-      const isGivenUp = !client.closing && client.socket.readyState === WebSocket.CLOSING;
+      const { readyState } = client.socket;
+      if (readyState === WebSocket.OPEN) client.handOver();
+      // The runtime closes a client that leaves a ping unanswered, but can't while something waits.
+      const isGivenUp = readyState === WebSocket.CLOSING && !client.closing;
       if (isGivenUp || this.clock - client.takenAt >= this.idleTimeout) {
         this.drop(client, "It took nothing of what it was sent for too long.");
       } else if (client.waiting === 0 && !client.closing) {
-        this.delete(client);
+        this.busy.delete(client);
+      } else {
+        this.watch(client, client.isQueued ? HAND_OVER_INTERVAL : LOOK_INTERVAL);
       }
     }
     this.#limit = Math.max(this.maxWaiting, this.waiting + this.maxWaiting / 16);
@@ -372,8 +383,8 @@ class Queues {
 
   /** Drops a client because too much waits. A little more may wait before the next one is dropped. */
   #relieve() {
-    const memory = Deno.memoryUsage().rss - this.#memory;
-    for (const client of this.busy) client.seeTaken(memory < this.maxWaiting / 2);
+    const isGrown = Deno.memoryUsage().rss - this.#memory > this.maxWaiting / 2;
+    for (const client of this.busy) client.seeTaken(!isGrown);
     this.#limit = Math.max(this.maxWaiting, this.waiting + this.maxWaiting / 16);
     if (this.waiting <= this.maxWaiting) return;
     const [reader] = [...this.busy].sort((one, other) => other.waiting - one.waiting);
@@ -395,12 +406,11 @@ class Client {
   /** Bytes that wait for this client, and when it last took something on the queues' clock. */
   waiting = 0;
   takenAt = 0;
-  /** Bytes that the runtime was handed, and how many of them it shows if none is taken. */
+  /** Bytes that the runtime holds, as far as is known, and those of the empty messages at the end. */
   #handed = 0;
-  #buffered = 0;
-  /** How many of the messages that the runtime was handed last were empty, and bytes for them. */
-  #empties = 0;
   #doubtful = 0;
+  /** What `bufferedAmount` is as long as nothing is taken. */
+  #buffered = 0;
   /** What the runtime was not handed yet: `#older` from its end, and then `#newer` from its start. */
   #older: Message[] = [];
   #newer: Message[] = [];
@@ -410,13 +420,17 @@ class Client {
     socket.close = (code, reason) => this.close(code, reason);
   }
 
+  get isQueued(): boolean {
+    return this.#older.length + this.#newer.length > 0;
+  }
+
   send(data: Message): void {
     // Once a client is dropped for what it sends, the rest of that is not passed on any more.
     if (this.closing || this.queues.sender?.isDropped) return;
-    const isQueued = this.#older.length + this.#newer.length > 0;
-    if (!isQueued && (this.#handed < MAX_HANDED || this.seeTaken())) return this.#hand(data);
+    if (!this.isQueued && (this.#mayHand() || this.seeTaken())) return this.#hand(data);
     this.#newer.push(snapshot(data));
     this.queues.count(this, queuedSize(data));
+    this.queues.watch(this, HAND_OVER_INTERVAL);
   }
 
   /**
@@ -429,64 +443,66 @@ class Client {
     const closing = toClose(code, reason);
     if (this.closing) return;
     this.closing = closing;
-    this.queues.add(this);
+    this.queues.watch(this, HAND_OVER_INTERVAL);
     this.handOver();
   }
 
   /** Forgets what waits. The Close frame follows what the runtime was handed, if that is ever read. */
   drop(closing: Close): void {
     this.isDropped = true;
-    this.clear(closing);
+    this.end(closing);
     this.#close();
   }
 
   /** Forgets what waits, and lets nothing wait any more. */
-  clear(closing: Close): void {
+  end(closing: Close): void {
     this.closing ??= closing;
     this.#older = this.#newer = [];
-    this.queues.count(this, -this.waiting);
-    this.queues.delete(this);
+    this.queues.forget(this);
+    this.waiting = 0;
   }
 
   /** Hands over what comes next, if all is taken that was handed over before. */
   handOver(): void {
     if (!this.seeTaken()) return;
-    while (this.#handed < MAX_HANDED) {
+    while (this.isQueued && this.#mayHand()) {
       if (this.#older.length === 0) {
         [this.#older, this.#newer] = [this.#newer.reverse(), this.#older];
       }
-      const data = this.#older.pop();
-      if (data === undefined) break;
+      const data = this.#older.pop() ?? "";
       this.queues.count(this, -queuedSize(data));
       this.#hand(data);
     }
-    if (this.closing && this.#handed === 0) this.#close();
+    if (this.closing && this.#handed === this.#doubtful) this.#close();
   }
 
   /**
-   * Sees what was taken of what the runtime was handed. Returns whether that is all of it. The
-   * runtime shows nothing of empty messages, so they count until another message after them was
-   * taken, or until this is called with `isTrusted`.
+   * Sees what was taken of what the runtime was handed. Returns whether that is all of it.
+   *
+   * The runtime shows nothing of empty messages. They count until a message after them is taken, or
+   * until `isTrusted`, because the process would have grown if they were still waiting.
    */
   seeTaken(isTrusted = false): boolean {
     const { bufferedAmount } = this.socket;
     if (bufferedAmount < this.#buffered || bufferedAmount === 0) this.takenAt = this.queues.clock;
     this.#buffered = bufferedAmount;
     if (bufferedAmount > 0) return false;
-    if (isTrusted) this.#empties = 0;
-    const doubtful = this.#empties * HANDED_COST;
-    this.queues.count(this, doubtful - this.#doubtful - this.#handed);
-    this.#doubtful = doubtful;
-    this.#handed = 0;
+    if (isTrusted) this.#doubtful = 0;
+    this.queues.count(this, this.#doubtful - this.#handed);
+    this.#handed = this.#doubtful;
     return true;
+  }
+
+  #mayHand(): boolean {
+    return this.#handed - this.#doubtful < MAX_HANDED;
   }
 
   #hand(data: Message) {
     const size = sizeOf(data);
     send.call(this.socket, data);
     this.#buffered += size;
-    this.#empties = size === 0 ? this.#empties + 1 : 0;
     this.#handed += size + HANDED_COST;
+    this.#doubtful = size === 0 ? this.#doubtful + HANDED_COST : 0;
     this.queues.count(this, size + HANDED_COST);
   }
 

@@ -89,29 +89,28 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
 
   function answer(request: Request, info: Info): Response | Promise<Response> {
     const isHandshake = isUpgrade(request) || request.headers.has("sec-websocket-key");
-    const hasBody = !["GET", "HEAD", "OPTIONS"].includes(request.method);
-    const refusal = (isHandshake && refuseHandshake(request)) ||
-      ((isHandshake || hasBody) && (refuseOrigin(request) ?? refuseSurplus())) ||
-      (hasBody && refuseBody(request, maxMessage));
+    let refusal: Response | undefined;
+    if (isHandshake) refusal = refuseHandshake(request) ?? refuseClient(request);
+    else if (hasBody(request)) refusal = refuseClient(request) ?? refuseBody(request, maxMessage);
     if (refusal) return refusal;
     const accept = isHandshake ? upgrade : servePage;
     return handler.request ? ask(request, info, accept) : accept(request);
   }
 
-  function refuseOrigin({ headers }: Request): Response | undefined {
+  /** Refuses a client because of where it comes from, or because there are too many. */
+  function refuseClient({ headers }: Request): Response | undefined {
     const origin = headers.get("origin");
     // Programs send no Origin. Host is not compared with it, because DNS rebinding can forge both.
-    if (origin === null || LOOPBACK.test(origin)) return;
-    if (origins.includes("*") || origins.includes(origin)) return;
-    log(`Refused a page from ${origin}, see --origin.`);
-    return refuse(403, "Pages from this origin are not let in, see --origin.");
-  }
-
-  function refuseSurplus(): Response | undefined {
+    const isKnown = origin === null || LOOPBACK.test(origin) || origins.includes(origin);
+    if (!isKnown && !origins.includes("*")) {
+      log(`Refused a page from ${origin}, see --origin.`);
+      return refuse(403, "Pages from this origin are not let in, see --origin.");
+    }
     if (isStopping) return refuse(503, "The server is shutting down.");
-    if (clients.size + pending < maxClients) return;
-    log(`Refused a client: there are ${maxClients}, see --max-clients.`);
-    return refuse(503, "There are too many clients, try again later.");
+    if (clients.size + pending >= maxClients) {
+      log(`Refused a client: there are ${maxClients}, see --max-clients.`);
+      return refuse(503, "There are too many clients, try again later.");
+    }
   }
 
   /** Lets the handler answer or refuse a request. */
@@ -257,6 +256,11 @@ export function refuseHandshake(request: Request): Response | undefined {
   if (!/^[A-Za-z0-9+/]{22}==$/.test(headers.get("sec-websocket-key") ?? "")) {
     return refuse(400, "Sec-WebSocket-Key must be 16 bytes in base64.");
   }
+}
+
+/** Whether a request has a body. The runtime shows one for every request, so the method tells. */
+function hasBody({ method }: Request): boolean {
+  return !["GET", "HEAD", "OPTIONS"].includes(method);
 }
 
 /** Refuses a body of unknown or too large a size, so that a handler may read every body whole. */
@@ -568,13 +572,16 @@ export const SERVER_USAGE = `
 
 type ServerFlags = ReturnType<typeof parseArgs<{ options: typeof SERVER_FLAGS }>>["values"];
 
-function tryServe(handler: Handler, options: ServeOptions): Deno.HttpServer<Deno.NetAddr> {
-  try {
-    return serve(handler, options);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.AddrInUse)) throw error;
-    throw new Error(`Port ${options.port} is taken: choose another one with --port.`);
-  }
+/** Whether pages can have this origin, or it stands for others: there are no patterns. */
+function isOrigin(text: string): boolean {
+  return ["*", "null"].includes(text) ||
+    (/^https?:[^*]+$/.test(text) && URL.parse(text)?.origin === text);
+}
+
+function readPem(file: string): string {
+  const text = Deno.readTextFileSync(file);
+  if (text.includes("-----BEGIN")) return text;
+  throw new Error(`There is no certificate or key in ${file}: in PEM it starts with -----BEGIN.`);
 }
 
 /**
@@ -593,24 +600,25 @@ export function runServer(
 ): void {
   const { host, cert, key, origin = [] } = flags;
   if (!cert !== !key) throw usageError("--cert and --key need each other.");
-  for (const each of origin) {
-    if (
-      each === "*" || each === "null" ||
-      /^https?:/.test(each) && !each.includes("*") && URL.parse(each)?.origin === each
-    ) continue;
-    throw usageError(`--origin takes an origin such as https://example.com, not "${each}".`);
-  }
+  const wrong = origin.find((each) => !isOrigin(each));
+  if (wrong) throw usageError(`--origin takes * or all of https://example.com, not "${wrong}".`);
   const options = {
     hostname: host.replace(/^\[(.*)\]$/, "$1"),
     port: wholeNumber("port", flags.port ?? `${port}`, 0, 65_535),
-    cert: cert && Deno.readTextFileSync(cert),
-    key: key && Deno.readTextFileSync(key),
+    cert: cert && readPem(cert),
+    key: key && readPem(key),
     origins: [...origins, ...origin],
     maxMessage: Math.min(maxMessage, wholeNumber("max-message", flags["max-message"], 1)),
     maxClients: wholeNumber("max-clients", flags["max-clients"], 1),
     maxWaiting: wholeNumber("max-waiting", flags["max-waiting"], 1),
   };
-  const server = tryServe(handler, options);
+  let server: ReturnType<typeof serve>;
+  try {
+    server = serve(handler, options);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    throw new Error(`Port ${options.port} is taken: choose another one with --port.`);
+  }
 
   // Without a file descriptor left, the runtime stops listening, and nothing makes it start again.
   server.finished.catch((error) => {

@@ -217,8 +217,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     async shutdown() {
       isStopping = true;
       for (const client of clients) client.close(1001, "The server is shutting down.");
-      // The runtime closes at once, and would lose what waits in the queues.
-      while ([...clients].some(({ isQueued }) => isQueued)) await delay(HAND_OVER_INTERVAL);
+      // The runtime closes every connection at once, and would lose what waits in the queues.
+      while (clients.size > 0) await delay(HAND_OVER_INTERVAL);
       await shutdown.call(server);
     },
   });

@@ -169,7 +169,10 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   /** Forgets a client that has left or was dropped. The runtime reports some of them twice. */
   function forget(client: Client) {
     if (!clients.delete(client) || !handler.close) return;
+    const { sender } = queues;
+    queues.sender = undefined;
     call(client, handler.close, new CloseEvent("close", { code: 1005, ...client.closing }));
+    queues.sender = sender;
   }
 
   /** Calls a function of the handler. An error that got out of it would end the process. */
@@ -298,7 +301,7 @@ function isLarger(data: string | ArrayBuffer, limit: number): boolean {
 /** Bytes of a message. For text it is the number of UTF-16 units, because counting takes long. */
 function sizeOf(data: Message): number {
   if (typeof data === "string") return data.length;
-  return data instanceof Blob ? data.size : data.byteLength;
+  return (data instanceof Blob ? data.size : data.byteLength) || 0;
 }
 
 /** Bytes that a message takes while it waits in a queue. V8 takes most of it for small buffers. */
@@ -328,7 +331,6 @@ class Queues {
   #lookedAt = 0;
   #pause = Infinity;
   #timer?: ReturnType<typeof setTimeout>;
-  readonly #memory = Deno.memoryUsage().rss;
 
   constructor(
     readonly maxWaiting: number,
@@ -382,15 +384,14 @@ class Queues {
         this.watch(client, client.isQueued ? HAND_OVER_INTERVAL : LOOK_INTERVAL);
       }
     }
-    this.#limit = Math.max(this.maxWaiting, this.waiting + this.maxWaiting / 16);
+    if (this.waiting <= this.maxWaiting) this.#limit = this.maxWaiting;
   }
 
   /** Drops a client because too much waits. A little more may wait before the next one is dropped. */
   #relieve() {
-    const isGrown = Deno.memoryUsage().rss - this.#memory > this.maxWaiting / 2;
-    for (const client of this.busy) client.seeTaken(!isGrown);
-    this.#limit = Math.max(this.maxWaiting, this.waiting + this.maxWaiting / 16);
+    for (const client of this.busy) client.seeTaken();
     if (this.waiting <= this.maxWaiting) return;
+    this.#limit = this.waiting + this.maxWaiting / 16;
     const [reader] = [...this.busy].sort((one, other) => other.waiting - one.waiting);
     const isMost = reader.waiting > this.waiting * 2 / 3;
     const isSlow = isMost || this.clock - reader.takenAt > PAUSE;
@@ -410,28 +411,32 @@ class Client {
   /** Bytes that wait for this client, and when it last took something on the queues' clock. */
   waiting = 0;
   takenAt = 0;
-  /** Bytes that the runtime holds, as far as is known, and those of the empty messages at the end. */
+  /** Bytes that the runtime was handed, and what it shows of them as long as nothing is taken. */
   #handed = 0;
-  #doubtful = 0;
-  /** What `bufferedAmount` is as long as nothing is taken. */
   #buffered = 0;
+  /** Whether the last message that the runtime was handed shows: an empty one does not. */
+  #shows = true;
+  /** Whether a Blob is being read, which is the next message. */
+  #isReading = false;
   /** What the runtime was not handed yet: `#older` from its end, and then `#newer` from its start. */
   #older: Message[] = [];
   #newer: Message[] = [];
 
   constructor(readonly socket: WebSocket, readonly queues: Queues) {
-    socket.send = (data) => this.send(data);
+    // The runtime sends a number, and whatever else is no object, as text.
+    socket.send = (data) => this.send(typeof data === "object" ? data : `${data}`);
     socket.close = (code, reason) => this.close(code, reason);
   }
 
   get isQueued(): boolean {
-    return this.#older.length + this.#newer.length > 0;
+    return this.#older.length + this.#newer.length > 0 || this.#isReading;
   }
 
   send(data: Message): void {
     // Once a client is dropped for what it sends, the rest of that is not passed on any more.
     if (this.closing || this.queues.sender?.isDropped) return;
-    if (!this.isQueued && (this.#mayHand() || this.seeTaken())) return this.#hand(data);
+    const mayHand = this.#handed < MAX_HANDED || (this.#shows && this.seeTaken());
+    if (mayHand && !this.isQueued && !(data instanceof Blob)) return this.#hand(data);
     this.#newer.push(snapshot(data));
     this.queues.count(this, queuedSize(data));
     this.queues.watch(this, HAND_OVER_INTERVAL);
@@ -468,45 +473,44 @@ class Client {
 
   /** Hands over what comes next, if all is taken that was handed over before. */
   handOver(): void {
-    if (!this.seeTaken()) return;
-    while (this.isQueued && this.#mayHand()) {
+    if (this.#isReading || !this.seeTaken()) return;
+    while (this.isQueued && this.#handed < MAX_HANDED) {
       if (this.#older.length === 0) {
         [this.#older, this.#newer] = [this.#newer.reverse(), this.#older];
       }
       const data = this.#older.pop() ?? "";
+      if (data instanceof Blob) return void this.#read(data);
       this.queues.count(this, -queuedSize(data));
       this.#hand(data);
     }
-    if (this.closing && this.#handed === this.#doubtful) this.#close();
+    if (this.closing && this.#handed === 0) this.#close();
   }
 
-  /**
-   * Sees what was taken of what the runtime was handed. Returns whether that is all of it.
-   *
-   * The runtime shows nothing of empty messages. They count until a message after them is taken, or
-   * until `isTrusted`, because the process would have grown if they were still waiting.
-   */
-  seeTaken(isTrusted = false): boolean {
+  /** Reads a Blob before the runtime is handed it, because the runtime shows nothing of a Blob. */
+  async #read(blob: Blob) {
+    this.#isReading = true;
+    this.#older.push(await blob.arrayBuffer().catch(() => new ArrayBuffer()));
+    this.#isReading = false;
+    this.handOver();
+  }
+
+  /** Sees what was taken of what the runtime was handed. Returns whether that is all of it. */
+  seeTaken(): boolean {
     const { bufferedAmount } = this.socket;
     if (bufferedAmount < this.#buffered || bufferedAmount === 0) this.takenAt = this.queues.clock;
     this.#buffered = bufferedAmount;
     if (bufferedAmount > 0) return false;
-    if (isTrusted) this.#doubtful = 0;
-    this.queues.count(this, this.#doubtful - this.#handed);
-    this.#handed = this.#doubtful;
+    this.queues.count(this, -this.#handed);
+    this.#handed = 0;
     return true;
-  }
-
-  #mayHand(): boolean {
-    return this.#handed - this.#doubtful < MAX_HANDED;
   }
 
   #hand(data: Message) {
     const size = sizeOf(data);
     send.call(this.socket, data);
+    this.#shows = size > 0;
     this.#buffered += size;
     this.#handed += size + HANDED_COST;
-    this.#doubtful = size === 0 ? this.#doubtful + HANDED_COST : 0;
     this.queues.count(this, size + HANDED_COST);
   }
 
@@ -537,7 +541,7 @@ function toClose(code?: number, reason = ""): Close {
   throw new DOMException(`The code ${number} may not be sent.`, "InvalidAccessError");
 }
 
-/** A message as it is now, because its sender may change a buffer later. */
+/** A message as it is now, because a buffer may be changed later. */
 function snapshot(data: Message): Message {
   if (typeof data === "string" || data instanceof Blob) return data;
   if (!ArrayBuffer.isView(data)) return data.slice(0);

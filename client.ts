@@ -7,7 +7,7 @@
 // With --interactive it is the article's test command: it sends what you type.
 // Read `round` and `loop` for the one, and `interact` for the other.
 
-import { abortable, deadline, delay, retry } from "@std/async";
+import { deadline, delay } from "@std/async";
 import process from "node:process";
 import readline from "node:readline";
 import { parseArgs } from "node:util";
@@ -20,7 +20,7 @@ export async function round(message: string, options: ClientOptions) {
   return { answer: await websocket.receive(options), subprotocol: websocket.protocol };
 }
 
-/** Runs `count` rounds, and tries a round again while the server is away. */
+/** Runs `count` rounds. While the server is away, a round is tried again after a pause. */
 export async function loop(
   message: string,
   count: number,
@@ -31,15 +31,19 @@ export async function loop(
   for (let done = 0; done < count; done++) {
     if (done > 0) await delay(interval, { signal });
     const end = performance.now() + patience;
-    const result = retry(() => round(message, options), {
-      minTimeout: patience / 100,
-      maxTimeout: patience / 5,
-      maxAttempts: Number.MAX_SAFE_INTEGER,
-      isRetriable: (error: unknown) => error instanceof ConnectionError && performance.now() < end,
-    });
-    const { answer, subprotocol } = await abortable(result, signal);
-    if (done === 0 && subprotocol) console.error(`The subprotocol is ${subprotocol}.`);
-    printLine(show(answer));
+    for (let failures = 0;; failures++) {
+      try {
+        const { answer, subprotocol } = await round(message, options);
+        if (done === 0 && subprotocol) {
+          console.error(`The server chose subprotocol ${subprotocol}.`);
+        }
+        printLine(show(answer));
+        break;
+      } catch (error) {
+        if (!(error instanceof ConnectionError) || performance.now() > end) throw error;
+        await pause(failures, patience / 100, signal);
+      }
+    }
   }
 }
 
@@ -81,7 +85,8 @@ export async function interact(options: ClientOptions): Promise<number> {
     leave.abort();
     websocket[Symbol.asyncDispose]();
   });
-  while (true) {
+  for (let losses = 0;; losses++) {
+    const start = performance.now();
     printAbove(terminal, describeOpen(websocket, options));
     for await (const message of websocket.messages) printAbove(terminal, `< ${show(message)}`);
     const event = await websocket.closed;
@@ -92,12 +97,26 @@ export async function interact(options: ClientOptions): Promise<number> {
       return exitCode(event);
     }
     printAbove(terminal, `${told} Connecting again …`);
+    if (performance.now() - start > 60_000) losses = 0;
     try {
-      websocket = await connectAgain({ ...options, signal });
+      websocket = await connectAgain({ ...options, signal }, losses);
     } catch (error) {
       if (signal.aborted) return 1;
       terminal.close();
       throw error;
+    }
+  }
+}
+
+/** Connects after a loss. It goes on when there is no such host: a laptop that wakes up has no names. */
+export async function connectAgain(options: ClientOptions, losses = 0): Promise<Connection> {
+  for (let failures = losses;; failures++) {
+    await pause(failures, options.firstPause ?? 2_000, options.signal);
+    try {
+      return await connect(options);
+    } catch (error) {
+      const mayPass = error instanceof ConnectionError || /dns/.test(`${error}`);
+      if (!mayPass) throw error;
     }
   }
 }
@@ -147,18 +166,12 @@ export async function pipe(options: ClientOptions): Promise<number> {
   return exitCode(event);
 }
 
-/** Connects after a loss, however long it takes. A laptop that wakes up finds no host at first. */
-async function connectAgain(options: ClientOptions): Promise<Connection> {
-  const { firstPause = 2_000, signal } = options;
-  // Every pause is random, so that the many clients of a restarted server don't return at once.
-  await delay(Math.random() * firstPause, { signal });
-  const result = retry(() => connect(options), {
-    minTimeout: firstPause,
-    maxTimeout: 16 * firstPause,
-    maxAttempts: Number.MAX_SAFE_INTEGER,
-    isRetriable: (error: Error) => error instanceof ConnectionError || /dns/.test(error.message),
-  });
-  return await abortable(result, signal);
+/**
+ * Waits before another try: up to `longest` milliseconds, and up to twice as many after each failure.
+ * Chance decides, so that the many clients of a restarted server don't all return at once.
+ */
+export async function pause(failures: number, longest: number, signal: AbortSignal) {
+  await delay(Math.random() * longest * 2 ** Math.min(failures, 4), { signal });
 }
 
 /** A text, or the bytes of a binary message. */
@@ -249,14 +262,16 @@ const ADVICE: [RegExp, string][] = [
   [/corrupt/, "the server does not speak TLS, use ws:// instead of wss://"],
   [/HTTP version/, "the server may speak TLS, use wss:// instead of ws://"],
   [/tcp/, "start the server there, such as: deno run --allow-net server.ts"],
-  [/timed out/, "the server does not answer, --timeout gives it longer"],
+  [/in time/, "--timeout gives the server longer"],
 ];
 /** The reasons that do not pass, so that another try would fail as well. */
 const LASTING = /\b[1-4]\d\d$|dns|certificate|corrupt|HTTP version/;
 
 /** Says why a handshake failed, and what to do about it. */
-export function handshakeError(url: string, { message }: Error): Error {
-  const reason = message.replace("NetworkError: failed to connect to WebSocket: ", "");
+export function handshakeError(url: string, { name, message }: Error): Error {
+  const reason = name === "TimeoutError"
+    ? "no answer in time"
+    : message.replace("NetworkError: failed to connect to WebSocket: ", "");
   const advice = ADVICE.find(([pattern]) => pattern.test(reason))?.[1];
   const text = `No connection to ${shown(url)} (${reason})${advice ? `: ${advice}` : ""}`;
   return LASTING.test(reason) ? new Error(text) : new ConnectionError(text);

@@ -20,23 +20,16 @@ export async function round(message: string, options: ClientOptions) {
   return { answer: await websocket.receive(options), subprotocol: websocket.protocol };
 }
 
-/** Runs `count` rounds. While the server is away, a round is tried again after a pause. */
-export async function loop(
-  message: string,
-  count: number,
-  interval: number,
-  options: ClientOptions,
-) {
-  const { patience = 10_000, signal } = options;
+/** Runs round after round. While the server is away, a round is tried again after a pause. */
+export async function loop(message: string, options: ClientOptions) {
+  const { count = 39, interval = 1_000, patience = 10_000, signal } = options;
   for (let done = 0; done < count; done++) {
     if (done > 0) await delay(interval, { signal });
     const end = performance.now() + patience;
     for (let failures = 0;; failures++) {
       try {
         const { answer, subprotocol } = await round(message, options);
-        if (done === 0 && subprotocol) {
-          console.error(`The server chose subprotocol ${subprotocol}.`);
-        }
+        if (done === 0 && subprotocol) console.error(`Subprotocol: ${subprotocol}`);
         printLine(show(answer));
         break;
       } catch (error) {
@@ -47,7 +40,7 @@ export async function loop(
   }
 }
 
-/** All times are in milliseconds. */
+/** What the functions of this client are told. All times are in milliseconds. */
 export interface ClientOptions {
   /** Credentials in it are sent as HTTP Basic authentication, and never printed. */
   url: string;
@@ -56,29 +49,33 @@ export interface ClientOptions {
   protocols?: string[];
   /** How long the server may take for the handshake, and for an answer. */
   timeout: number;
-  /** How long the server may be away from `loop` (10,000): enough to restart it. */
-  patience?: number;
-  /** The longest first pause before `interact` connects again (2,000). Each later one doubles. */
-  firstPause?: number;
-  /** Whether `interact` connects again at a terminal (true). */
-  reconnect?: boolean;
   signal: AbortSignal;
+  /** For `loop`: how many rounds (39), and how long it waits between them (1,000). */
+  count?: number;
+  interval?: number;
+  /** For `loop`: how long the server may be away (10,000), which is enough to restart it. */
+  patience?: number;
+  /** For `interact`: whether to connect again after a loss (true). */
+  reconnect?: boolean;
+  /** For `interact`: the longest pause before the first try to do so (2,000). */
+  firstPause?: number;
 }
 
 /**
  * The article's test command at a terminal: sends each line that is typed, and shows what arrives
  * above the line being typed. When the connection is lost, it connects again.
  *
- * @returns The exit code.
+ * @returns The exit code of the script.
  */
 export async function interact(options: ClientOptions): Promise<number> {
   let websocket = await connect(options);
   const leave = new AbortController();
   const signal = AbortSignal.any([options.signal, leave.signal]);
   const terminal = openTerminal(signal);
+  const tell = (line: string) => signal.aborted ? console.log(line) : printAbove(terminal, line);
   terminal.on("line", (line) => {
     if (websocket.readyState === WebSocket.OPEN) websocket.send(line);
-    else printAbove(terminal, "Not sent: there is no connection. The up arrow gets the line back.");
+    else tell("Not sent: there is no connection. The up arrow gets the line back.");
     terminal.prompt();
   });
   terminal.on("close", () => {
@@ -87,17 +84,14 @@ export async function interact(options: ClientOptions): Promise<number> {
   });
   for (let losses = 0;; losses++) {
     const start = performance.now();
-    printAbove(terminal, describeOpen(websocket, options));
-    for await (const message of websocket.messages) printAbove(terminal, `< ${show(message)}`);
+    tell(describeOpen(websocket, options));
+    for await (const message of websocket.messages) tell(`< ${show(message)}`);
     const event = await websocket.closed;
-    const told = `Connection closed: ${describeClose(event)}.`;
-    if (options.reconnect === false || signal.aborted || !isLost(event)) {
-      terminal.close();
-      console.log(told);
-      return exitCode(event);
-    }
-    printAbove(terminal, `${told} Connecting again …`);
-    if (performance.now() - start > 60_000) losses = 0;
+    const isOver = options.reconnect === false || signal.aborted || !isLost(event);
+    if (isOver) terminal.close();
+    tell(`Connection closed: ${describeClose(event)}.${isOver ? "" : " Connecting again …"}`);
+    if (isOver) return exitCode(event);
+    if (performance.now() - start > STABLE) losses = 0;
     try {
       websocket = await connectAgain({ ...options, signal }, losses);
     } catch (error) {
@@ -108,16 +102,17 @@ export async function interact(options: ClientOptions): Promise<number> {
   }
 }
 
-/** Connects after a loss. It goes on when there is no such host: a laptop that wakes up has no names. */
-export async function connectAgain(options: ClientOptions, losses = 0): Promise<Connection> {
-  for (let failures = losses;; failures++) {
-    await pause(failures, options.firstPause ?? 2_000, options.signal);
-    try {
-      return await connect(options);
-    } catch (error) {
-      const mayPass = error instanceof ConnectionError || /dns/.test(`${error}`);
-      if (!mayPass) throw error;
-    }
+/**
+ * Connects after a loss, after pauses that grow with each failure. Unlike `loop` it also goes on when
+ * the host is not found: a computer that wakes up has no network at first.
+ */
+export async function connectAgain(options: ClientOptions, failures = 0): Promise<Connection> {
+  await pause(failures, options.firstPause ?? 2_000, options.signal);
+  try {
+    return await connect(options);
+  } catch (error) {
+    if (!(error instanceof ConnectionError) && !/dns/.test(`${error}`)) throw error;
+    return await connectAgain(options, failures + 1);
   }
 }
 
@@ -134,6 +129,7 @@ export async function pipe(options: ClientOptions): Promise<number> {
   const end = new AbortController();
   websocket.closed.then(() => end.abort());
   const signal = AbortSignal.any([options.signal, end.signal]);
+  /** How many lines were sent and not answered yet. */
   let due = 0;
 
   async function send() {
@@ -167,8 +163,9 @@ export async function pipe(options: ClientOptions): Promise<number> {
 }
 
 /**
- * Waits before another try: up to `longest` milliseconds, and up to twice as many after each failure.
- * Chance decides, so that the many clients of a restarted server don't all return at once.
+ * Waits before another try: up to `longest` milliseconds after the first failure, and up to twice as
+ * long after each further one. Each pause is random, because otherwise the many clients of a server
+ * that restarts would all return in the same moment.
  */
 export async function pause(failures: number, longest: number, signal: AbortSignal) {
   await delay(Math.random() * longest * 2 ** Math.min(failures, 4), { signal });
@@ -225,10 +222,12 @@ class Connection extends WebSocket implements AsyncDisposable {
       if (!done) return value;
     } catch (error) {
       if (signal.aborted) throw error;
-      throw new Error(`No answer from ${shown(url)} within ${timeout / 1000} s.`);
+      throw new Error(`No answer from ${withoutCredentials(url)} within ${timeout / 1000} s.`);
     }
-    const how = describeClose(await this.closed);
-    throw new ConnectionError(`${shown(url)} closed with ${how} before it answered.`);
+    const reason = describeClose(await this.closed);
+    throw new ConnectionError(
+      `${withoutCredentials(url)} closed with ${reason} before it answered.`,
+    );
   }
 
   /** Closes with 1000, and waits until the server has closed as well, or takes too long. */
@@ -243,8 +242,10 @@ class Connection extends WebSocket implements AsyncDisposable {
 const CLOSE_TIMEOUT = 2_000;
 /** Bytes that may wait to be sent before the next line is read: a pipe may bring gigabytes. */
 const MAX_UNSENT = 1024 * 1024;
-/** Characters of a line from a pipe: few servers take a longer message. */
+/** Characters that a line of a pipe may have: few servers take a longer message. */
 const MAX_LINE = 64 * 1024 * 1024;
+/** Milliseconds after which a connection counts as stable, so that the pauses start anew. */
+const STABLE = 60_000;
 /** Bytes of a binary message that are shown: one line of a terminal. */
 const MAX_HEX = 24;
 
@@ -264,7 +265,7 @@ const ADVICE: [RegExp, string][] = [
   [/tcp/, "start the server there, such as: deno run --allow-net server.ts"],
   [/in time/, "--timeout gives the server longer"],
 ];
-/** The reasons that do not pass, so that another try would fail as well. */
+/** The reasons that stay, so that another try would fail as well. */
 const LASTING = /\b[1-4]\d\d$|dns|certificate|corrupt|HTTP version/;
 
 /** Says why a handshake failed, and what to do about it. */
@@ -273,12 +274,14 @@ export function handshakeError(url: string, { name, message }: Error): Error {
     ? "no answer in time"
     : message.replace("NetworkError: failed to connect to WebSocket: ", "");
   const advice = ADVICE.find(([pattern]) => pattern.test(reason))?.[1];
-  const text = `No connection to ${shown(url)} (${reason})${advice ? `: ${advice}` : ""}`;
+  const text = `No connection to ${withoutCredentials(url)} (${reason})${
+    advice ? `: ${advice}` : ""
+  }`;
   return LASTING.test(reason) ? new Error(text) : new ConnectionError(text);
 }
 
 /** The URL without credentials, as it may be printed. */
-export function shown(url: string): string {
+export function withoutCredentials(url: string): string {
   return url.replace(/^(wss?:\/*)[^/?#\\]*@/i, "$1");
 }
 
@@ -318,7 +321,8 @@ function openTerminal(signal: AbortSignal): readline.Interface {
     process.stdin.setRawMode(true);
     lines.prompt(true);
   };
-  // After Ctrl-Z and `fg` the first of these happens, after `kill -STOP` and `fg` the second.
+  // The shell changes the terminal while this process is stopped. When it goes on, `lines` says so
+  // after Ctrl-Z, and only `process` after `kill -STOP`.
   lines.on("SIGCONT", resume);
   process.on("SIGCONT", resume);
   lines.on("close", () => {
@@ -347,16 +351,14 @@ function clearLine(lines: readline.Interface): number {
 
 /** Such as `Connected to ws://localhost:9999, subprotocol chat.` */
 function describeOpen({ protocol }: WebSocket, { url }: ClientOptions): string {
-  return `Connected to ${shown(url)}${protocol && `, subprotocol ${protocol}`}.`;
+  return `Connected to ${withoutCredentials(url)}${protocol && `, subprotocol ${protocol}`}.`;
 }
 
 /** A message as one line: text made printable, binary in hexadecimal. */
 export function show(data: Message, length?: number): string {
   if (typeof data === "string") return printable(data, length);
-  const hex = new Uint8Array(data, 0, Math.min(data.byteLength, MAX_HEX)).toHex();
-  return `${data.byteLength} bytes: ${hex.replace(/..(?=.)/g, "$& ")}${
-    data.byteLength > MAX_HEX ? " …" : ""
-  }`;
+  const hex = new Uint8Array(data).subarray(0, MAX_HEX).toHex().replace(/..(?=.)/g, "$& ");
+  return `${data.byteLength} bytes: ${hex}${data.byteLength > MAX_HEX ? " …" : ""}`;
 }
 
 /** What close codes mean: RFC 6455 section 7.4.1 and IANA's registry, named as Python names them. */
@@ -376,7 +378,7 @@ const CLOSE_CODES: Record<number, string> = {
   1014: "bad gateway",
 };
 
-/** The exit code of the script. */
+/** The exit code: 0 where the server closed as it should, or went away. */
 function exitCode({ code }: CloseEvent): number {
   return code === 1000 || code === 1001 ? 0 : 1;
 }
@@ -395,7 +397,7 @@ export function describeClose({ code, reason }: CloseEvent): string {
 
 /** Names of headers (RFC 9110 section 5.6.2) and of subprotocols (RFC 6455 section 4.1). */
 const TOKEN = /^[!#$%&'*+.^`|~\w-]+$/;
-/** What Deno sets itself, whatever it is given. */
+/** Headers that Deno sets, and does not take from a script. */
 const SET_BY_DENO =
   /^(host|connection|upgrade|content-length|transfer-encoding|sec-websocket-.*)$/i;
 
@@ -410,7 +412,7 @@ export function parseHeaders(lines: string[]): Headers {
     const [, name = "", value = ""] = line.match(/^(.*?):([\t\x20-\x7e\xa0-\xff]*)$/) ?? [];
     if (!TOKEN.test(name)) throw usageError("--header takes 'Name: value', in Latin letters.");
     if (SET_BY_DENO.test(name)) {
-      throw usageError(`The header ${name} can't be given: Deno sets it.`);
+      throw usageError(`--header can't set ${name}, because Deno does.`);
     }
     headers.append(name, value);
   }
@@ -462,11 +464,11 @@ if (import.meta.main) {
       headers: parseHeaders(values.header),
       protocols: [...new Set(values.subprotocol)],
       timeout: seconds("timeout", values.timeout),
+      count: wholeNumber("count", values.count, 1),
+      interval: seconds("interval", values.interval),
       reconnect: !values["no-reconnect"],
       signal,
     };
-    const count = wholeNumber("count", values.count, 1);
-    const interval = seconds("interval", values.interval);
     Deno.addSignalListener("SIGINT", () => {
       if (signal.aborted) Deno.exit(130);
       interrupt.abort();
@@ -475,9 +477,9 @@ if (import.meta.main) {
     try {
       const isTerminal = Deno.stdin.isTerminal() && Deno.stdout.isTerminal();
       if (values.interactive) code = await (isTerminal ? interact : pipe)(options);
-      else await loop(values.message, count, interval, options);
+      else await loop(values.message, options);
     } catch (error) {
-      // As the shell reports a program that SIGPIPE has ended.
+      // This is what a shell reports of a program that ends because nobody reads its output.
       if (error instanceof Deno.errors.BrokenPipe) Deno.exit(141);
       if (!signal.aborted) throw error;
     }
@@ -485,7 +487,7 @@ if (import.meta.main) {
   });
 }
 
-/** Milliseconds. Deno's timers can't take more than 24 days, which is then as good as for ever. */
+/** The milliseconds that a flag gives. Deno's timers end after 24 days: more is taken as for ever. */
 function seconds(flag: string, text: string): number {
   const milliseconds = Number(text) * 1000;
   if (/^\d+(\.\d+)?$/.test(text)) return milliseconds < 2 ** 31 ? milliseconds : Infinity;

@@ -15,7 +15,7 @@ import {
   pause,
   readLines,
   show,
-  shown,
+  withoutCredentials,
 } from "../client.ts";
 import type { Handler } from "../server.ts";
 import { Inbox, Script, startServer, test, within } from "./helpers.ts";
@@ -47,7 +47,7 @@ function serveBare(answer: (request: Request) => Response) {
 }
 
 function optionsFor(url: string, options: Partial<ClientOptions> = {}): ClientOptions {
-  return { url, timeout: 5_000, signal: new AbortController().signal, ...options };
+  return { url, count: 1, timeout: 5_000, signal: new AbortController().signal, ...options };
 }
 
 // The loop.
@@ -83,7 +83,7 @@ test(
   "a server that stays away ends it with one line that says what to start",
   async () => {
     const options = optionsFor("ws://localhost:1/x", { patience: 50 });
-    const { message } = await assertRejects(() => loop("hello", 1, 0, options), ConnectionError);
+    const { message } = await assertRejects(() => loop("hello", options), ConnectionError);
     assertMatch(message, /^No connection to ws:\/\/localhost:1\/x .*run .*server\.ts$/);
   },
 );
@@ -97,12 +97,12 @@ test(
       requests++;
       return new Response("", { status: 401 });
     });
-    const refused = () => loop("hello", 1, 0, optionsFor(server.url, { patience: 1e9 }));
+    const refused = () => loop("hello", optionsFor(server.url, { patience: 1e9 }));
     await assertRejects(refused, Error, "401");
     assertEquals(requests, 1);
 
     const url = server.url.replace("ws:", "wss:");
-    const failed = () => loop("hello", 1, 0, optionsFor(url, { patience: 1e9 }));
+    const failed = () => loop("hello", optionsFor(url, { patience: 1e9 }));
     await assertRejects(failed, Error, "use ws://");
   },
 );
@@ -119,17 +119,21 @@ test({ needs: "run" }, "the first message of the server is the answer, every tim
 
 test(
   { needs: "run" },
-  "a connection lost right after the handshake costs a pause and no round",
+  "a connection dropped right after the handshake costs a pause and no round",
   async () => {
-    let connections = 0;
-    await using server = startServer({
-      ...echo(),
-      open: (socket) => ++connections % 2 ? socket.close(1001) : undefined,
-    });
-    const flags = [server.url, "--interval", "0", "--count", "10", "--timeout", "1"];
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const url = `ws://127.0.0.1:${listener.addr.port}`;
+    const flags = [url, "--interval", "0", "--count", "8", "--timeout", "1"];
     await using client = new Script("client.ts", flags);
+    for (let connections = 1; connections <= 16; connections++) {
+      using connection = await listener.accept();
+      await connection.write(await switchProtocols(connection));
+      if (connections % 2) continue;
+      await connection.write(new Uint8Array([0x81, 2, 72, 105, 0x88, 2, 0x03, 0xe8]));
+      while (await connection.read(new Uint8Array(4_096)).catch(() => null) !== null);
+    }
     assertEquals([await client.end(), client.errors.all], [0, []]);
-    assertEquals(client.lines.all, Array(10).fill("Hello, I am Deno."));
+    assertEquals(client.lines.all, Array(8).fill("Hi"));
   },
 );
 
@@ -209,7 +213,7 @@ test(
     const flags = [url, ...headers, "--subprotocol", "other", "--subprotocol", "chat"];
     await using looping = new Script("client.ts", [...flags, "--count", "1"]);
     assertEquals(await looping.end(), 0);
-    assertEquals(looping.errors.all, ["The server chose subprotocol chat."]);
+    assertEquals(looping.errors.all, ["Subprotocol: chat"]);
     const { code, errors } = await pipe(url, "a\n", ...flags.slice(1));
     assertEquals([code, errors[0]], [0, `Connected to ${server.url}, subprotocol chat.`]);
     for (const sent of requests.all) {
@@ -552,6 +556,27 @@ test(
 
 test(
   { needs: "run" },
+  "what arrives while it closes is shown, without a prompt",
+  async () => {
+    await using server = startServer({
+      ...echo(),
+      message: (socket) => {
+        for (let count = 0; count < 2_000; count++) socket.send("x".repeat(2_000));
+        socket.send("last");
+      },
+    });
+    await using terminal = new Terminal(start(server.url));
+    await terminal.shows("> ");
+    await terminal.type("go\r\x04");
+    await terminal.shows("< last\r\n");
+    const end = await terminal.shows("Connection closed: 1000 (OK).");
+    assert(!end.includes("> "), end);
+    assertEquals(await terminal.end(), 0);
+  },
+);
+
+test(
+  { needs: "run" },
   "after Ctrl-Z and `fg` the line being typed is there, and the keys work",
   async () => {
     const events = new Inbox<string>();
@@ -662,7 +687,7 @@ test({ needs: "net" }, "chance decides how long each pause is", async () => {
   Math.random = () => 0;
   try {
     await using _websocket = await connectAgain(optionsFor(server.url, { firstPause: 1e8 }));
-    await loop("hello", 1, 0, optionsFor(server.url, { patience: 1e10 }));
+    await loop("hello", optionsFor(server.url, { patience: 1e10 }));
     assertEquals(requests, 6);
   } finally {
     Math.random = random;
@@ -752,11 +777,11 @@ Deno.test("a reason that is not known is told, and may pass", () => {
 });
 
 Deno.test("credentials of a URL are not shown, wherever they are", () => {
-  assertEquals(shown("ws://user:secret@host:1/a@b?c@d"), "ws://host:1/a@b?c@d");
-  assertEquals(shown("WSS://secret@host"), "WSS://host");
-  assertEquals(shown("ws:///user:sec@ret@host"), "ws:///host");
-  assertEquals(shown("ws://host/a@b"), "ws://host/a@b");
-  assertEquals(shown("ws://host\\a@b"), "ws://host\\a@b");
+  assertEquals(withoutCredentials("ws://user:secret@host:1/a@b?c@d"), "ws://host:1/a@b?c@d");
+  assertEquals(withoutCredentials("WSS://secret@host"), "WSS://host");
+  assertEquals(withoutCredentials("ws:///user:sec@ret@host"), "ws:///host");
+  assertEquals(withoutCredentials("ws://host/a@b"), "ws://host/a@b");
+  assertEquals(withoutCredentials("ws://host\\a@b"), "ws://host\\a@b");
 });
 
 Deno.test("a header is a name, a colon and a value", () => {

@@ -299,7 +299,9 @@ export async function* readLines(
   for await (const text of input.pipeThrough(decoder, { signal })) {
     const [end, ...starts] = text.split("\n");
     rest += end;
-    if (rest.length > MAX_LINE) throw new Error(`A line is longer than ${MAX_LINE} characters.`);
+    if (rest.length > MAX_LINE) {
+      throw new Error(`A line has over ${MAX_LINE} characters, split it.`);
+    }
     for (const start of starts) {
       yield rest.replace(/\r$/, "");
       rest = start;

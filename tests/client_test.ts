@@ -126,7 +126,7 @@ test(
     const flags = [url, "--interval", "0", "--count", "8", "--timeout", "1"];
     await using client = new Script("client.ts", flags);
     for (let connections = 1; connections <= 16; connections++) {
-      using connection = await listener.accept();
+      using connection = await within(listener.accept(), "the client to connect");
       await connection.write(await switchProtocols(connection));
       if (connections % 2) continue;
       await connection.write(new Uint8Array([0x81, 2, 72, 105, 0x88, 2, 0x03, 0xe8]));
@@ -354,7 +354,7 @@ test(
     using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     const url = `ws://127.0.0.1:${listener.addr.port}`;
     await using client = new Script("client.ts", ["-i", url], undefined, "piped");
-    using connection = await listener.accept();
+    using connection = await within(listener.accept(), "the client to connect");
     await connection.write(await switchProtocols(connection));
     await client.errors.next((line) => line.startsWith("Connected"));
     // More than fits into what the client and the system keep of it.
@@ -392,7 +392,7 @@ test(
     const url = `ws://127.0.0.1:${listener.addr.port}`;
     for (let run = 0; run < 5; run++) {
       await using client = new Script("client.ts", ["-i", url], undefined, "piped");
-      const connection = await listener.accept();
+      const connection = await within(listener.accept(), "the client to connect");
       await connection.write(await switchProtocols(connection));
       connection.close();
       assertEquals(await client.end(), 1);
@@ -736,7 +736,7 @@ test({ needs: "net" }, "a server that does not answer the handshake is given up"
     ConnectionError,
     "--timeout",
   );
-  using _connection = await listener.accept();
+  using _connection = await within(listener.accept(), "the client to connect");
   await failed;
 });
 
@@ -833,7 +833,7 @@ Deno.test("a line that is too long for a message is an error", async () => {
   const megabyte = new Uint8Array(1024 * 1024).fill(97);
   const { signal } = new AbortController();
   const input = ReadableStream.from(Array<typeof megabyte>(1024).fill(megabyte));
-  await assertRejects(() => Array.fromAsync(readLines(input, signal)), Error, "A line is longer");
+  await assertRejects(() => Array.fromAsync(readLines(input, signal)), Error, "split it");
 });
 
 Deno.test("only a server that is away is worth another connection", () => {

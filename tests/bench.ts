@@ -453,7 +453,7 @@ function progress(text: string): void {
   if (Deno.stderr.isTerminal()) Deno.stderr.writeSync(new TextEncoder().encode(`\r\x1b[K${text}`));
 }
 
-const USAGE = `Usage: deno task bench [flags]
+const USAGE = `Usage: deno run --allow-net --allow-run --allow-read tests/bench.ts [flags]
   --seconds SECONDS  time under load of each server, case and round (2)
   --rounds COUNT     rounds of each case, each with new processes (5)
   --only TABLE       measure only echo, steady, broadcast, joined or idle
@@ -461,7 +461,7 @@ const USAGE = `Usage: deno task bench [flags]
                      add a server that runs already to the table of echo or broadcast, whichever it
                      does, or to that of --only; its process for its processor time and its memory
   --rate MESSAGES    messages a second in the table steady (half of the highest rate)
-  --markdown         write the tables into tests/bench.md as well
+  --markdown         write the tables into tests/bench.md, too; takes --allow-write
   --json             print JSON
   --help             print this`;
 

@@ -48,8 +48,8 @@ interface Case {
 }
 
 /**
- * Loads the servers in short turns, A B C C B A and so on, so that what else the machine does meets
- * all of them: their ratio keeps within some percent while the figures themselves halve and double.
+ * Loads the servers in short turns, so that what else the machine does meets all of them: their
+ * ratio keeps within some percent while the figures themselves halve and double.
  *
  * The clients are WebSocket objects in this process. They work as hard as the server does, but hide
  * nothing: a microsecond more for each answer of the bare server, which takes 8, was shown as 0.87
@@ -80,7 +80,9 @@ export async function takeTurns(
   const options = { bytes, rooms, milliseconds: TURN, rate: rate || highest / 2 };
   for (const player of players) player.before = await cpuTime(player.server.processIds);
   for (let turn = 0; turn * TURN < seconds * 1000; turn++) {
-    for (const player of turn % 2 === 0 ? players : players.toReversed()) {
+    // Each is the first as often as the others: who has two turns in a row has an advantage.
+    const first = turn % players.length;
+    for (const player of [...players.slice(first), ...players.slice(0, first)]) {
       player.turns.push(await play(player, load, options));
     }
   }
@@ -128,7 +130,7 @@ export function turnFigures(turns: Turn[], before: CpuTime, after: CpuTime): Fig
   };
 }
 
-/** Whether a server could do more or answer sooner than these figures say, but the load tool not. */
+/** Whether the load tool did all that it could: the server may be better than its figures. */
 export function isLimitedByLoad(figures: Row["figures"]): boolean {
   const [cores, late, wait] = ["load cores", "late ms", "p99 ms"].map((name) =>
     figures[name]?.median

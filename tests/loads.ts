@@ -203,7 +203,11 @@ export async function connectAll(urls: string[], count: number, rooms = 1): Prom
   const { sockets, failures } = await handshakes(urls, count, { rooms });
   if (failures === 0) return sockets;
   await disconnect(sockets);
-  throw new Error(`${failures} of ${count} connections to ${urls[0]} failed, see ulimit -n.`);
+  throw new Error(
+    `${failures} of ${count} connections to ${
+      urls[0]
+    } failed: does the server run, and is ulimit -n enough?`,
+  );
 }
 
 export async function disconnect(sockets: WebSocket[]): Promise<void> {

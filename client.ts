@@ -118,7 +118,7 @@ export async function connectAgain(options: ClientOptions, failures = 0): Promis
 
 /**
  * The test command in a pipe: sends each line of standard input, and prints the answers alone. After
- * the last line it waits for the answers that are due, for `timeout` milliseconds.
+ * the last line it waits for the answers that are due, up to `timeout` milliseconds for each.
  *
  * @returns The exit code.
  * @throws {Error} if answers did not come.
@@ -129,8 +129,9 @@ export async function pipe(options: ClientOptions): Promise<number> {
   const end = new AbortController();
   websocket.closed.then(() => end.abort());
   const signal = AbortSignal.any([options.signal, end.signal]);
-  /** How many lines were sent and not answered yet. */
+  /** How many lines were sent and not answered yet, and how long none was answered. */
   let due = 0;
+  let waited = 0;
 
   async function send() {
     try {
@@ -140,7 +141,7 @@ export async function pipe(options: ClientOptions): Promise<number> {
         while (websocket.bufferedAmount > MAX_UNSENT) await delay(10, { signal });
       }
       const { timeout } = options;
-      for (let waited = 0; due > 0 && waited < timeout; waited += 10) await delay(10, { signal });
+      for (waited = 0; due > 0 && waited < timeout; waited += 10) await delay(10, { signal });
     } catch (error) {
       if (!signal.aborted) throw error;
     }
@@ -150,6 +151,7 @@ export async function pipe(options: ClientOptions): Promise<number> {
   async function receive() {
     for await (const message of websocket.messages) {
       printLine(show(message, Infinity));
+      waited = 0;
       // A message that comes before any line was sent is not an answer.
       if (due > 0) due--;
     }

@@ -255,6 +255,7 @@ test(
     await using server = serveByHand((socket) => {
       socket.binaryType = "arraybuffer";
       socket.onmessage = ({ data }) => {
+        if (data === "binary, please") socket.send(new Uint8Array(3));
         if (typeof data === "string") return;
         sizes.push(data.byteLength);
         underWay++;
@@ -281,7 +282,11 @@ test(
         );
       }
       assertEquals(await page.evaluate("progress.value / progress.max"), 1);
-      assertEquals(await count(page, "received"), 0);
+      assertEquals([await page.inputValue("#file"), await count(page, "received")], ["", 0]);
+      // Binary that belongs to no file is told.
+      await page.fill("#text", "binary, please");
+      await page.click("#send");
+      await shows(page, ".received", "3 bytes of binary");
     });
     assertEquals(sizes, [65_536, 65_536, 65_536, 1, 65_536, 65_536, 65_536, 1]);
   },
@@ -508,11 +513,13 @@ test(
         await server.handshakes.next();
         await page.locator("[data-state=waiting]").waitFor();
         // Of a thousand tabs, those that nobody looks at wait.
-        for (const hidden of [true, false]) {
-          await page.evaluate(`((target, type) => {
+        for (const [hidden, state] of [[true, "waiting"], [false, "connecting"]]) {
+          const after = await page.evaluate(`((target, type) => {
             Object.defineProperty(document, "hidden", { value: ${hidden}, configurable: true });
             target.dispatchEvent(new Event(type, { bubbles: true }));
+            return document.querySelector("main").dataset.state;
           })(${event})`);
+          assertEquals(after, state);
         }
       }
       await server.handshakes.next();
@@ -551,7 +558,7 @@ test(
     const closes = new Inbox<number>();
     await using server = serveByHand((socket) => socket.onclose = ({ code }) => closes.put(code));
     await browse({}, async (open) => {
-      const page = await open(server.http);
+      const page = await open(server.http, "stopped");
       await connect(page);
       await page.fill("#text", "half a sent");
       await page.goto(`${server.http}elsewhere`);
@@ -564,6 +571,14 @@ test(
       assertEquals(await count(page, "sent"), 1);
       assertEquals(await page.inputValue("#text"), "half a sent");
       assertEquals(server.handshakes.all.length, 2);
+      // So it does in browsers where nothing else is told of it.
+      for (const type of ["pagehide", "pageshow"]) {
+        await page.evaluate(
+          `dispatchEvent(new PageTransitionEvent("${type}", { persisted: true }))`,
+        );
+      }
+      await page.locator("[data-state=open]").waitFor();
+      assertEquals(server.handshakes.all.length, 3);
 
       // One that was not connected stays so.
       await page.click("#connect");
@@ -713,11 +728,13 @@ test(
     await browse({}, async (open) => {
       const tabs = [await open(url), await open(url)];
       for (const [index, tab] of tabs.entries()) {
+        await tab.bringToFront();
         await tab.fill("#text", `tab ${index} is here`);
         await tab.click("#connect");
         await shows(tab, ".received", `tab ${index} is here`);
       }
       await shows(tabs[0], ".received", "tab 1 is here");
+      await tabs[0].bringToFront();
       await tabs[0].fill("#text", "from one to the other");
       await tabs[0].click("#send");
       const pushed = await fetch(url, { method: "POST", body: "pushed" });

@@ -8,6 +8,7 @@
 
 import { deadline, delay } from "@std/async";
 import { createHash, timingSafeEqual } from "node:crypto";
+import { setImmediate } from "node:timers";
 import { parseArgs } from "node:util";
 import { getHeapStatistics } from "node:v8";
 import { limited, type Log, unfailing, usageError, wholeNumber } from "./cli.ts";
@@ -155,9 +156,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   function receive(client: Client, data: string | ArrayBuffer) {
     if (client.closing) return;
     if (isLarger(data, maxMessage)) return client.close(1009, `Larger than ${maxMessage} bytes.`);
-    queues.sender = client;
     call(client, handler.message, data);
-    queues.sender = undefined;
+    queues.relieve(client);
   }
 
   function drop(client: Client, reason: string) {
@@ -169,11 +169,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   /** Forgets a client that has left or was dropped. The runtime reports some of them twice. */
   function forget(client: Client) {
     if (!clients.delete(client) || !handler.close) return;
-    const { sender } = queues;
-    queues.sender = undefined;
     const { code = 1005, reason } = client.closing ?? {};
     call(client, handler.close, new CloseEvent("close", { code, reason }));
-    queues.sender = sender;
   }
 
   /** Calls a function of the handler. An error that got out of it would end the process. */
@@ -335,18 +332,16 @@ function queuedSize(data: Message): number {
  *
  * A client that takes nothing for `idleTimeout` is dropped. When more than `maxWaiting` bytes wait
  * for all together, one client is dropped: the one with the longest queue, if it does not read or
- * if most of the bytes wait for it, or else the one whose message is being sent.
+ * if most of the bytes wait for it, or else the one that has just sent a message.
  */
 class Queues {
   /** Bytes that wait, here or in the runtime, and the clients for which they do. */
   waiting = 0;
-  readonly busy = new Set<Client>();
+  readonly #busy = new Set<Client>();
   /** Milliseconds in which the process ran: while it was stopped, no client could take anything. */
   clock = 0;
-  /** The client whose message is being handled. */
-  sender?: Client;
-  #limit: number;
   #lookedAt = 0;
+  #limit: number;
   #pause = Infinity;
   #timer?: ReturnType<typeof setTimeout>;
 
@@ -358,30 +353,41 @@ class Queues {
     this.#limit = maxWaiting;
   }
 
-  /** Counts bytes that wait for a client, or with a negative number, that no longer do. */
-  count(client: Client, bytes: number): void {
-    if (client.waiting === 0) this.watch(client, LOOK_INTERVAL);
-    client.waiting += bytes;
-    this.waiting += bytes;
-    if (bytes > 0 && this.waiting > this.#limit) this.#relieve();
-  }
-
   /** Looks at a client within so many milliseconds, and again until nothing waits for it. */
   watch(client: Client, pause: number): void {
-    if (!this.busy.has(client)) client.takenAt = this.clock;
-    this.busy.add(client);
-    if (pause >= this.#pause) return;
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#look(), pause);
-    this.#pause = pause;
+    if (!this.#busy.has(client)) client.takenAt = this.clock;
+    this.#busy.add(client);
+    this.#lookWithin(pause);
   }
 
   forget(client: Client): void {
     this.waiting -= client.waiting;
-    this.busy.delete(client);
-    if (this.busy.size > 0) return;
+    this.#busy.delete(client);
+    if (this.#busy.size > 0) return;
     clearTimeout(this.#timer);
     this.#pause = Infinity;
+  }
+
+  /** Drops a client where too much waits. A little more may wait before the next one is dropped. */
+  relieve(sender?: Client): void {
+    if (this.waiting <= this.#limit) return;
+    for (const client of this.#busy) client.seeTaken();
+    if (this.waiting <= this.maxWaiting) return;
+    this.#limit = this.waiting + this.maxWaiting / 16;
+    const [reader] = [...this.#busy].sort((one, other) => other.waiting - one.waiting);
+    const isMost = reader.waiting > this.waiting * 2 / 3;
+    const isSlow = isMost || this.clock - reader.takenAt > PAUSE;
+    if (sender && !isSlow) this.drop(sender, "It sent more than the others could read.");
+    else this.drop(reader, "It read too little while too much was waiting.");
+  }
+
+  #lookWithin(pause: number) {
+    if (pause >= this.#pause) return;
+    clearTimeout(this.#timer);
+    this.#pause = pause;
+    // The shortest timer would take a millisecond, in which a fast client has nothing to read.
+    if (pause === 0) setImmediate(() => this.#look());
+    else this.#timer = setTimeout(() => this.#look(), pause);
   }
 
   #look() {
@@ -389,32 +395,24 @@ class Queues {
     this.clock += Math.min(now - this.#lookedAt, PAUSE / 2);
     this.#lookedAt = now;
     this.#pause = Infinity;
-    for (const client of this.busy) {
+    for (const client of this.#busy) {
       const { readyState } = client.socket;
       if (readyState === WebSocket.OPEN) client.handOver();
+      const pause = this.clock - client.takenAt;
       // The runtime closes a client that leaves a ping unanswered, but can't while something waits.
       const isGivenUp = readyState === WebSocket.CLOSING && !client.closing;
-      if (isGivenUp || this.clock - client.takenAt >= this.idleTimeout) {
+      if (isGivenUp || pause >= this.idleTimeout) {
         this.drop(client, "It took nothing of what it was sent for too long.");
       } else if (client.waiting === 0 && !client.closing) {
-        this.busy.delete(client);
+        this.#busy.delete(client);
+      } else if (client.isQueued) {
+        this.#lookWithin(pause < HAND_OVER_INTERVAL ? 0 : HAND_OVER_INTERVAL);
       } else {
-        this.watch(client, client.isQueued ? HAND_OVER_INTERVAL : LOOK_INTERVAL);
+        this.#lookWithin(LOOK_INTERVAL);
       }
     }
+    this.relieve();
     if (this.waiting <= this.maxWaiting) this.#limit = this.maxWaiting;
-  }
-
-  /** Drops a client because too much waits. A little more may wait before the next one is dropped. */
-  #relieve() {
-    for (const client of this.busy) client.seeTaken();
-    if (this.waiting <= this.maxWaiting) return;
-    this.#limit = this.waiting + this.maxWaiting / 16;
-    const [reader] = [...this.busy].sort((one, other) => other.waiting - one.waiting);
-    const isMost = reader.waiting > this.waiting * 2 / 3;
-    const isSlow = isMost || this.clock - reader.takenAt > PAUSE;
-    if (isSlow || !this.sender) this.drop(reader, "It read too little while too much was waiting.");
-    else this.drop(this.sender, "It sent more than the others could read.");
   }
 }
 
@@ -425,20 +423,17 @@ const { close, send } = WebSocket.prototype;
 class Client {
   /** Set as soon as the client is to be closed. It is sent nothing more, and not listened to. */
   closing?: Close;
-  isDropped = false;
   /** Bytes that wait for this client, and when it last took something on the queues' clock. */
   waiting = 0;
   takenAt = 0;
   /** Bytes that the runtime was handed, and what it shows of them as long as nothing is taken. */
   #handed = 0;
-  #buffered = 0;
-  /** Whether the last message that the runtime was handed shows: an empty one does not. */
-  #shows = true;
-  /** Whether a Blob is being read, which is the next message. */
+  #shown = 0;
+  /** Whether the next message is a Blob that is being read. */
   #isReading = false;
   /** What the runtime was not handed yet: `#older` from its end, and then `#newer` from its start. */
-  #older: Message[] = [];
-  #newer: Message[] = [];
+  #older = NOTHING;
+  #newer = NOTHING;
 
   constructor(readonly socket: WebSocket, readonly queues: Queues) {
     // The runtime sends a number, and whatever else is no object, as text.
@@ -447,17 +442,17 @@ class Client {
   }
 
   get isQueued(): boolean {
-    return this.#older.length + this.#newer.length > 0 || this.#isReading;
+    return this.#newer.length > 0 || this.#older.length > 0 || this.#isReading;
   }
 
   send(data: Message): void {
-    // Once a client is dropped for what it sends, the rest of that is not passed on any more.
-    if (this.closing || this.queues.sender?.isDropped) return;
-    const mayHand = this.#handed < MAX_HANDED || (this.#shows && this.seeTaken());
+    if (this.closing) return;
+    const mayHand = this.#handed < MAX_HANDED || (this.#shown > 0 && this.seeTaken());
     if (mayHand && !this.isQueued && !(data instanceof Blob)) return this.#hand(data);
+    if (this.#newer === NOTHING) this.#newer = [];
     this.#newer.push(snapshot(data));
-    this.queues.count(this, queuedSize(data));
-    this.queues.watch(this, HAND_OVER_INTERVAL);
+    this.#count(queuedSize(data));
+    this.queues.watch(this, 0);
   }
 
   /**
@@ -476,7 +471,6 @@ class Client {
 
   /** Forgets what waits. The Close frame follows what the runtime was handed, if that is ever read. */
   drop(closing: Close): void {
-    this.isDropped = true;
     this.end(closing);
     this.#close();
   }
@@ -484,47 +478,43 @@ class Client {
   /** Forgets what waits, and lets nothing wait any more. */
   end(closing: Close): void {
     this.closing ??= closing;
-    this.#older = [];
-    this.#newer = [];
     this.queues.forget(this);
     this.waiting = 0;
+    this.#older = this.#newer = NOTHING;
   }
 
   /** Hands over what comes next, if all is taken that was handed over before. */
   handOver(): void {
     if (this.#isReading || !this.seeTaken()) return;
     while (this.isQueued && this.#handed < MAX_HANDED) {
-      if (this.#older.length === 0) {
-        [this.#older, this.#newer] = [this.#newer.reverse(), this.#older];
-      }
+      if (this.#older.length === 0) [this.#older, this.#newer] = [this.#newer.reverse(), []];
       const data = this.#older.pop() ?? "";
       if (data instanceof Blob) return void this.#read(data);
-      this.queues.count(this, -queuedSize(data));
+      this.#count(-queuedSize(data));
       this.#hand(data);
     }
-    if (this.closing && this.#handed === 0) this.#close();
+    if (this.closing && this.waiting === 0) this.#close();
   }
 
   /** Reads a Blob before the runtime is handed it, because the runtime shows nothing of a Blob. */
   async #read(blob: Blob) {
     this.#isReading = true;
-    try {
-      this.#older.push(await blob.arrayBuffer());
-    } catch {
-      // A Blob may be a file that is gone by now.
-      this.drop({ code: 1011, reason: "The server failed to read what it wanted to send." });
-    }
+    const data = await blob.arrayBuffer().catch(() => undefined);
     this.#isReading = false;
-    if (!this.isDropped) this.handOver();
+    if (this.waiting === 0) return;
+    // A Blob may be a file that is gone by now.
+    if (data) this.#older.push(data);
+    else this.drop({ code: 1011, reason: "The server failed to read what it wanted to send." });
+    this.handOver();
   }
 
   /** Sees what was taken of what the runtime was handed. Returns whether that is all of it. */
   seeTaken(): boolean {
     const { bufferedAmount } = this.socket;
-    if (bufferedAmount < this.#buffered || bufferedAmount === 0) this.takenAt = this.queues.clock;
-    this.#buffered = bufferedAmount;
+    if (bufferedAmount < this.#shown || bufferedAmount === 0) this.takenAt = this.queues.clock;
+    this.#shown = bufferedAmount;
     if (bufferedAmount > 0) return false;
-    this.queues.count(this, -this.#handed);
+    this.#count(-this.#handed);
     this.#handed = 0;
     return true;
   }
@@ -532,21 +522,28 @@ class Client {
   #hand(data: Message) {
     const size = sizeOf(data);
     send.call(this.socket, data);
-    this.#shows = size > 0;
-    this.#buffered += size;
     this.#handed += size + HANDED_COST;
-    this.queues.count(this, size + HANDED_COST);
+    this.#shown += size;
+    this.#count(size + HANDED_COST);
+  }
+
+  #count(bytes: number) {
+    if (this.waiting === 0) this.queues.watch(this, LOOK_INTERVAL);
+    this.waiting += bytes;
+    this.queues.waiting += bytes;
   }
 
   #close() {
     if (this.socket.readyState !== WebSocket.OPEN) return;
     const { code, reason } = this.closing ?? {};
-    this.takenAt = this.queues.clock;
     // Where there is no code, there must not be a reason either, not even an empty one.
     if (code === undefined) close.call(this.socket);
     else close.call(this.socket, code, reason);
   }
 }
+
+/** The queue of clients for which nothing waits, which most are: it takes no memory of its own. */
+const NOTHING: Message[] = [];
 
 /** What a Close frame says. Without a code it is empty, and the other side reports 1005. */
 interface Close {

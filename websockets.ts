@@ -605,7 +605,9 @@ export function runServer(
   const { host, cert, key, origin = [] } = flags;
   if (!cert !== !key) throw usageError("--cert and --key need each other.");
   const wrong = origin.find((each) => !isOrigin(each));
-  if (wrong) throw usageError(`--origin takes * or all of https://example.com, not "${wrong}".`);
+  if (wrong !== undefined) {
+    throw usageError(`--origin takes * or all of https://example.com, not "${wrong}".`);
+  }
   const options = {
     hostname: host.replace(/^\[(.*)\]$/, "$1"),
     port: wholeNumber("port", flags.port ?? `${port}`, 0, 65_535),

@@ -171,7 +171,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     if (!clients.delete(client) || !handler.close) return;
     const { sender } = queues;
     queues.sender = undefined;
-    call(client, handler.close, new CloseEvent("close", { code: 1005, ...client.closing }));
+    const { code = 1005, reason } = client.closing ?? {};
+    call(client, handler.close, new CloseEvent("close", { code, reason }));
     queues.sender = sender;
   }
 

@@ -118,18 +118,32 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     pending++;
     try {
       const asked = handler.request?.(request, info);
-      const isLong = asked instanceof Promise;
-      const response = isLong ? await deadline(asked, queues.idleTimeout) : await asked;
+      const isDone = asked === undefined || asked instanceof Response;
+      const response = isDone ? asked : await decide(asked);
       if (response instanceof Response) return response;
       if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
     } catch (error) {
       logFailure(error);
-      const isLate = error instanceof DOMException && error.name === "TimeoutError";
-      return refuse(isLate ? 503 : 500, "The server failed to handle this.");
+      return refuse(500, "The server failed to handle this.");
     } finally {
       pending--;
     }
     return accept(request);
+  }
+
+  /** Waits for whatever can be waited for, but no longer than for a silent client. */
+  async function decide(asked: unknown): Promise<unknown> {
+    const late = Promise.withResolvers<Response>();
+    // `deadline` would keep its timer for each request that is long answered.
+    const timer = queues.idleTimeout < Infinity && setTimeout(() => {
+      log("The handler failed: `request` took longer than the idle timeout.");
+      late.resolve(refuse(503, "The server takes too long to decide, try again later."));
+    }, queues.idleTimeout);
+    try {
+      return await Promise.race([(async () => await asked)(), late.promise]);
+    } finally {
+      if (timer) clearTimeout(timer);
+    }
   }
 
   function upgrade(request: Request): Response {

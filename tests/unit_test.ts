@@ -252,7 +252,9 @@ function askForToken(request: Request): [number | undefined, string[]] {
   return [response?.status, lines];
 }
 
-const REFUSED = [401, ["Refused a client without the right token."]];
+const REFUSED: ReturnType<typeof askForToken> = [401, [
+  "Refused a client without the right token.",
+]];
 const withQuery = (query: string) => new Request(`http://localhost/${query}`, handshake());
 
 Deno.test("the right token opens, in a header or in the URL", () => {

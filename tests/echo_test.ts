@@ -1,6 +1,7 @@
 // What server.ts promises to those who run it and those who connect to it.
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { delay } from "@std/async";
 import { echo } from "../server.ts";
 import { ask, handshake, RawClient, Script, startServer, test, TestClient } from "./helpers.ts";
 
@@ -28,12 +29,23 @@ test(
   },
 );
 
-test({ needs: "net" }, "text comes back in the article's sentence", async () => {
-  await using server = startServer(echo(silent));
-  await using client = await TestClient.open(server.url);
-  client.send("hello");
-  assertMatch(String(await client.next()), REPLY);
-});
+test(
+  { needs: "net" },
+  "text comes back in the article's sentence, whose time goes on",
+  async () => {
+    await using server = startServer(echo(silent));
+    await using client = await TestClient.open(server.url);
+    const times = [];
+    for (let seconds = 0; seconds < 2; seconds++) {
+      if (seconds > 0) await delay(1_000);
+      client.send("hello");
+      const reply = String(await client.next());
+      assertMatch(reply, REPLY);
+      times.push(reply.match(REPLY)?.[2] ?? "");
+    }
+    assert(times[0] !== times[1], `${times}`);
+  },
+);
 
 test({ needs: "net" }, "text of every script and of no length keeps each character", async () => {
   await using server = startServer(echo(silent));

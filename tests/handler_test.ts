@@ -47,6 +47,7 @@ test(
       [handshake({ "Sec-WebSocket-Key": "abc" }), 400, []],
       [handshake({ "Sec-WebSocket-Version": "8" }), 426, []],
       [handshake({}, "POST / HTTP/1.1"), 405, []],
+      [handshake({ "Sec-WebSocket-Key": "abc", Origin }), 400, []],
       [handshake({ Origin }), 403, []],
       [plain("POST /", `Origin: ${Origin}`, "Content-Length: 0"), 403, []],
       [plain("POST /"), 411, []],

@@ -381,25 +381,6 @@ test(
   },
 );
 
-test({ needs: "run" }, "who reads what it prints may leave, and clients stay", async () => {
-  const process = startShell(`exec ${SERVER} --port 0`);
-  const output = process.stdout.getReader();
-  const first = new TextDecoder().decode((await output.read()).value);
-  await Promise.all([output.cancel(), process.stderr.cancel()]);
-  const url = first.match(/ws:[^,]+/)?.[0] ?? "";
-  {
-    await using client = await TestClient.open(url);
-    for (let count = 0; count < 3; count++) {
-      // What is refused is told on the other stream, which is closed as well.
-      assertEquals((await ask(Number(new URL(url).port), handshake({ Origin: "x" }))).status, 403);
-      client.send("hello");
-      assertStringIncludes(String(await client.next()), "hello");
-    }
-  }
-  process.kill("SIGTERM");
-  assertEquals((await within(process.status, "the server to end")).code, 0);
-});
-
 test(
   { needs: "linux" },
   "a full disk keeps it neither from starting nor from serving",

@@ -118,32 +118,18 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     pending++;
     try {
       const asked = handler.request?.(request, info);
-      const isDone = asked === undefined || asked instanceof Response;
-      const response = isDone ? asked : await decide(asked);
+      const isDecided = asked === undefined || asked instanceof Response;
+      const response = isDecided ? asked : await within(queues.idleTimeout, asked);
       if (response instanceof Response) return response;
       if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
     } catch (error) {
       logFailure(error);
-      return refuse(500, "The server failed to handle this.");
+      const isLate = error instanceof DOMException && error.name === "TimeoutError";
+      return refuse(isLate ? 503 : 500, "The server failed to handle this.");
     } finally {
       pending--;
     }
     return accept(request);
-  }
-
-  /** Waits for whatever can be waited for, but no longer than for a silent client. */
-  async function decide(asked: unknown): Promise<unknown> {
-    const late = Promise.withResolvers<Response>();
-    // `deadline` would keep its timer for each request that is long answered.
-    const timer = queues.idleTimeout < Infinity && setTimeout(() => {
-      log("The handler failed: `request` took longer than the idle timeout.");
-      late.resolve(refuse(503, "The server takes too long to decide, try again later."));
-    }, queues.idleTimeout);
-    try {
-      return await Promise.race([(async () => await asked)(), late.promise]);
-    } finally {
-      if (timer) clearTimeout(timer);
-    }
   }
 
   function upgrade(request: Request): Response {
@@ -230,15 +216,14 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   }
 
   const abort = new AbortController();
-  const { signal } = abort;
+  const signal = AbortSignal.any([abort.signal, ...options.signal ? [options.signal] : []]);
   const server = Deno.serve({ onListen: () => {}, onError, ...options, hostname, signal }, answer);
   return Object.assign(server, {
     async shutdown() {
       isStopping = true;
       for (const client of clients) client.close(1001, "The server is shutting down.");
-      // The runtime closes every connection at once, and would lose what waits in the queues.
       do await delay(HAND_OVER_INTERVAL); while (clients.size + pending > 0);
-      // The runtime's own `shutdown` waits without end for a handshake that was reset.
+      // The runtime's own `shutdown` would wait without end for a handshake that was reset.
       abort.abort();
       await server.finished;
     },
@@ -260,6 +245,20 @@ function servePage({ method, url }: Request): Response {
 function isUpgrade({ headers }: Request): boolean {
   return /(^|,)\s*websocket\s*(,|$)/i.test(headers.get("upgrade") ?? "") &&
     /(^|,)\s*upgrade\s*(,|$)/i.test(headers.get("connection") ?? "");
+}
+
+/** Waits for a promise as `deadline` does, but keeps no timer for each one that was in time. */
+async function within(milliseconds: number, promise: unknown): Promise<unknown> {
+  const timer = new AbortController();
+  const late = async () => {
+    await delay(milliseconds, timer);
+    throw new DOMException("`request` took too long.", "TimeoutError");
+  };
+  try {
+    return await Promise.race([promise, late()]);
+  } finally {
+    timer.abort();
+  }
 }
 
 /** What is wrong with a handshake (RFC 6455 section 4.2.1): the runtime checks little of it. */
@@ -484,7 +483,8 @@ class Client {
   /** Forgets what waits, and lets nothing wait any more. */
   end(closing: Close): void {
     this.closing ??= closing;
-    this.#older = this.#newer = [];
+    this.#older = [];
+    this.#newer = [];
     this.queues.forget(this);
     this.waiting = 0;
   }
@@ -507,9 +507,14 @@ class Client {
   /** Reads a Blob before the runtime is handed it, because the runtime shows nothing of a Blob. */
   async #read(blob: Blob) {
     this.#isReading = true;
-    this.#older.push(await blob.arrayBuffer().catch(() => new ArrayBuffer()));
+    try {
+      this.#older.push(await blob.arrayBuffer());
+    } catch {
+      // A Blob may be a file that is gone by now.
+      this.drop({ code: 1011, reason: "The server failed to read what it wanted to send." });
+    }
     this.#isReading = false;
-    this.handOver();
+    if (!this.isDropped) this.handOver();
   }
 
   /** Sees what was taken of what the runtime was handed. Returns whether that is all of it. */
@@ -644,10 +649,9 @@ export function runServer(
     throw new Error(`Port ${options.port} is taken: choose another one with --port.`);
   }
 
-  const tell = unfailing(console.error);
   // Without a file descriptor left, the runtime stops listening, and nothing makes it start again.
   server.finished.catch((error) => {
-    tell(`Stopped listening (${error.message}): raise ulimit -n or lower --max-clients.`);
+    console.error(`Stopped listening (${error.message}): raise ulimit -n or lower --max-clients.`);
     Deno.exit(1);
   });
   let isStopping = false;
@@ -655,7 +659,7 @@ export function runServer(
     if (isStopping) Deno.exit(1);
     isStopping = true;
     await deadline(server.shutdown(), SHUTDOWN_TIMEOUT).catch(() => {
-      tell("Stopped before every client had read what was waiting for it.");
+      console.error("Stopped before every client had read what was waiting for it.");
     });
     await release?.();
     Deno.exit(0);
@@ -669,7 +673,5 @@ export function runServer(
   const reachable = hostname === "0.0.0.0" || hostname === "::" ? "localhost" : hostname;
   const address = `${reachable.includes(":") ? `[${reachable}]` : reachable}:${server.addr.port}`;
   const secure = cert ? "s" : "";
-  unfailing(console.log)(
-    `${name} on ws${secure}://${address}, page at http${secure}://${address}/`,
-  );
+  console.log(`${name} on ws${secure}://${address}, page at http${secure}://${address}/`);
 }

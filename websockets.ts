@@ -649,9 +649,10 @@ export function runServer(
     throw new Error(`Port ${options.port} is taken: choose another one with --port.`);
   }
 
+  const tell = unfailing(console.error);
   // Without a file descriptor left, the runtime stops listening, and nothing makes it start again.
   server.finished.catch((error) => {
-    console.error(`Stopped listening (${error.message}): raise ulimit -n or lower --max-clients.`);
+    tell(`Stopped listening (${error.message}): raise ulimit -n or lower --max-clients.`);
     Deno.exit(1);
   });
   let isStopping = false;
@@ -659,7 +660,7 @@ export function runServer(
     if (isStopping) Deno.exit(1);
     isStopping = true;
     await deadline(server.shutdown(), SHUTDOWN_TIMEOUT).catch(() => {
-      console.error("Stopped before every client had read what was waiting for it.");
+      tell("Stopped before every client had read what was waiting for it.");
     });
     await release?.();
     Deno.exit(0);
@@ -673,5 +674,7 @@ export function runServer(
   const reachable = hostname === "0.0.0.0" || hostname === "::" ? "localhost" : hostname;
   const address = `${reachable.includes(":") ? `[${reachable}]` : reachable}:${server.addr.port}`;
   const secure = cert ? "s" : "";
-  console.log(`${name} on ws${secure}://${address}, page at http${secure}://${address}/`);
+  unfailing(console.log)(
+    `${name} on ws${secure}://${address}, page at http${secure}://${address}/`,
+  );
 }

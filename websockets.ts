@@ -124,7 +124,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
       if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
     } catch (error) {
       logFailure(error);
-      const isLate = error instanceof DOMException && error.name === "TimeoutError";
+      // This looks into an error of any kind, even where `instanceof` would throw.
+      const isLate = Error.isError(error) && error.name === "TimeoutError";
       return refuse(isLate ? 503 : 500, "The server failed to handle this.");
     } finally {
       pending--;
@@ -254,8 +255,10 @@ async function within(milliseconds: number, promise: unknown): Promise<unknown> 
     await delay(milliseconds, timer);
     throw new DOMException("`request` took too long.", "TimeoutError");
   };
+  // An async function waits for whatever can be waited for, also where its `then` throws.
+  const inTime = async () => await promise;
   try {
-    return await Promise.race([promise, late()]);
+    return await Promise.race([inTime(), late()]);
   } finally {
     timer.abort();
   }

@@ -125,7 +125,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
       if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
     } catch (error) {
       logFailure(error);
-      const isLate = error instanceof DOMException && error.name === "TimeoutError";
+      // This looks into an error of any kind, even where `instanceof` would throw.
+      const isLate = Error.isError(error) && error.name === "TimeoutError";
       return refuse(isLate ? 503 : 500, "The server failed to handle this.");
     } finally {
       pending--;
@@ -251,8 +252,10 @@ async function within(milliseconds: number, promise: unknown): Promise<unknown> 
     await delay(milliseconds, timer);
     throw new DOMException("`request` took too long.", "TimeoutError");
   };
+  // An async function waits for whatever can be waited for, also where its `then` throws.
+  const inTime = async () => await promise;
   try {
-    return await Promise.race([promise, late()]);
+    return await Promise.race([inTime(), late()]);
   } finally {
     timer.abort();
   }
@@ -647,9 +650,10 @@ export function runServer(
     throw new Error(`Port ${options.port} is taken: choose another one with --port.`);
   }
 
+  const tell = unfailing(console.error);
   // Without a file descriptor left, the runtime stops listening, and nothing makes it start again.
   server.finished.catch((error) => {
-    console.error(`Stopped listening (${error.message}): raise ulimit -n or lower --max-clients.`);
+    tell(`Stopped listening (${error.message}): raise ulimit -n or lower --max-clients.`);
     Deno.exit(1);
   });
   let isStopping = false;
@@ -657,7 +661,7 @@ export function runServer(
     if (isStopping) Deno.exit(1);
     isStopping = true;
     await deadline(server.shutdown(), SHUTDOWN_TIMEOUT).catch(() => {
-      console.error("Stopped before every client had read what was waiting for it.");
+      tell("Stopped before every client had read what was waiting for it.");
     });
     await release?.();
     Deno.exit(0);
@@ -671,5 +675,7 @@ export function runServer(
   const reachable = hostname === "0.0.0.0" || hostname === "::" ? "localhost" : hostname;
   const address = `${reachable.includes(":") ? `[${reachable}]` : reachable}:${server.addr.port}`;
   const secure = cert ? "s" : "";
-  console.log(`${name} on ws${secure}://${address}, page at http${secure}://${address}/`);
+  unfailing(console.log)(
+    `${name} on ws${secure}://${address}, page at http${secure}://${address}/`,
+  );
 }

@@ -1,12 +1,22 @@
 // What server.ts promises to those who run it and those who connect to it.
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { printable } from "../cli.ts";
+import { delay } from "@std/async";
 import { echo } from "../server.ts";
 import { ask, handshake, RawClient, Script, startServer, test, TestClient } from "./helpers.ts";
 
 const silent = () => {};
 const REPLY = /^Data received as "hello"\. {2}time: (\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)\.\d{6}$/;
+
+/** Whether this machine has an address: not every container has IPv6. */
+async function canListen(hostname: string): Promise<boolean> {
+  try {
+    await using _listener = Deno.listen({ hostname, port: 0 });
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 test(
   { needs: "net" },
@@ -21,31 +31,21 @@ test(
 
 test(
   { needs: "net" },
-  "text comes back in the article's sentence with the local time",
+  "text comes back in the article's sentence, whose time goes on",
   async () => {
     await using server = startServer(echo(silent));
     await using client = await TestClient.open(server.url);
-    const before = Temporal.Now.plainDateTimeISO().subtract({ seconds: 1 });
-    client.send("hello");
-    const [, day, time] = String(await client.next()).match(REPLY) ?? [];
-    const stamp = Temporal.PlainDateTime.from(`${day}T${time}`);
-    assert(Temporal.PlainDateTime.compare(before, stamp) <= 0, `${stamp} is not after ${before}`);
-    assert(Temporal.PlainDateTime.compare(stamp, Temporal.Now.plainDateTimeISO()) <= 0);
+    const times = [];
+    for (let seconds = 0; seconds < 2; seconds++) {
+      if (seconds > 0) await delay(1_000);
+      client.send("hello");
+      const reply = String(await client.next());
+      assertMatch(reply, REPLY);
+      times.push(reply.match(REPLY)?.[2] ?? "");
+    }
+    assert(times[0] !== times[1], `${times}`);
   },
 );
-
-test({ needs: "net" }, "the times of many replies never run backwards", async () => {
-  await using server = startServer(echo(silent));
-  await using client = await TestClient.open(server.url);
-  for (let sent = 0; sent < 2_000; sent++) client.send("hello");
-  let last = "";
-  for (let got = 0; got < 2_000; got++) {
-    const reply = String(await client.next());
-    assertMatch(reply, REPLY);
-    assert(reply >= last, `${reply} came after ${last}`);
-    last = reply;
-  }
-});
 
 test({ needs: "net" }, "text of every script and of no length keeps each character", async () => {
   await using server = startServer(echo(silent));
@@ -110,6 +110,18 @@ test({ needs: "run" }, "its first line is its real URL, and SIGTERM ends it with
   assertEquals(server.errors.all, []);
 });
 
+test({ needs: "run" }, "the URL that it prints can be opened, whatever the --host", async () => {
+  const hasIPv6 = await canListen("::1");
+  for (const [host, name] of [["0.0.0.0", "localhost"], ["127.0.0.1"], ["::1"], ["[::1]"]]) {
+    if (host.includes(":") && !hasIPv6) continue;
+    await using server = await Script.server("server.ts", "--host", host);
+    assertEquals(new URL(server.url).hostname, name ?? (host.includes(":") ? "[::1]" : host));
+    await using client = await TestClient.open(server.url);
+    client.send("hello");
+    assertMatch(String(await client.next()), REPLY);
+  }
+});
+
 test(
   { needs: "run" },
   "it prints each reply and `Send reply`, and neither with --quiet",
@@ -156,32 +168,18 @@ test(
   },
 );
 
-test({ needs: "run" }, "of many messages it prints some and counts the others", async () => {
-  await using server = await Script.server("server.ts");
-  await using client = await TestClient.open(server.url);
-  for (let sent = 0; sent < 500; sent++) client.send("hello");
-  for (let got = 0; got < 500; got++) await client.next();
-  let printed = 0;
-  // Two lines a message, of which all are printed or counted, however many seconds it took.
-  for (let counted = 0; printed + counted < 1_000;) {
-    const line = await server.lines.next();
-    const rest = line.match(/^… and (\d+) more lines\.$/)?.[1];
-    if (rest) counted += Number(rest);
-    else printed++;
-  }
-  assert(printed < 900, `${printed} lines were printed`);
-});
-
 test(
   { needs: "run" },
   "a mistake gets one clear line and exit code 1, a wrong flag 2 and the usage",
   async () => {
     await using other = startServer(echo(silent));
     const taken = `${other.port}`;
+    const empty = await Deno.makeTempFile({ suffix: "empty.pem" });
     const cases: [string[], number, RegExp, string[]?][] = [
-      [["--port", taken], 1, /^Port \d+ is taken: choose another one with --port\.$/],
+      [["--port", taken], 1, new RegExp(`^Port ${taken} is taken: .* --port\\.$`)],
       [["--cert", "no.pem", "--key", "no.pem"], 1, /^No such file .*no\.pem/, ["-N", "-R"]],
-      [["--cert", "LICENSE", "--key", "LICENSE"], 1, /certificate/i, ["-N", "-R"]],
+      [["--cert", "LICENSE", "--key", "LICENSE"], 1, /LICENSE.*BEGIN/, ["-N", "-R"]],
+      [["--cert", empty, "--key", empty], 1, /^There is no certificate .*empty\.pem/, ["-N", "-R"]],
       [["--host", "host.invalid"], 1, /lookup/],
       [[], 1, /net access.*--allow-net flag: deno run --allow-net server\.ts$/, []],
       [
@@ -190,26 +188,20 @@ test(
         /--allow-read flag: deno run --allow-net --allow-read server\.ts$/,
       ],
       [["--port", "70000"], 2, /^--port takes a whole number from 0 to 65535, not "70000"\.$/],
-      [["--port", "abc"], 2, /^--port takes/],
-      [["--max-message", "0"], 2, /^--max-message takes/],
-      [["--max-clients", "-1"], 2, /--max-clients/],
-      [["--cert", "only.pem"], 2, /^--cert and --key/],
-      [["--origin", "example.com"], 2, /^--origin takes/],
+      [["--origin", "https://*.example.com"], 2, /^--origin takes .*, not "https:\/\/\*\.example/],
+      [["--origin", "wss://x"], 2, /^--origin takes .*, not "wss:\/\/x"\.$/],
       [["--no-such-flag"], 2, /--no-such-flag/],
       [["surplus"], 2, /surplus/],
     ];
-    for (const [flags, code, line, permissions] of cases) {
+    await Promise.all(cases.map(async ([flags, code, line, permissions]) => {
       await using script = new Script("server.ts", flags, permissions);
       assertEquals(await script.end(), code, flags.join(" "));
-      assertMatch(script.errors.all[0], line);
-      const hasUsage = script.errors.all.some((each) => each.startsWith("Usage:"));
-      assertEquals(
-        [hasUsage, script.errors.all.length === 1],
-        [code === 2, code === 1],
-        flags.join(),
-      );
-      assertEquals(script.lines.all, []);
-    }
+      const [first, ...others] = script.errors.all;
+      assertMatch(first, line);
+      assertEquals(others.some((each) => each.startsWith("Usage:")), code === 2, flags.join(" "));
+      assertEquals([others.length > 0, script.lines.all], [code === 2, []], flags.join(" "));
+    }));
+    await Deno.remove(empty);
   },
 );
 
@@ -262,12 +254,3 @@ test(
     assertMatch(String(await client.next()), REPLY);
   },
 );
-
-Deno.test("printable text keeps what can be seen and escapes what can't", () => {
-  assertEquals(printable("Grüße, 你好 👋 é"), "Grüße, 你好 👋 é");
-  assertEquals(printable("\x00\x1b\x7f\x9b"), String.raw`\u{0}\u{1b}\u{7f}\u{9b}`);
-  assertEquals(printable("a\u202eb\u2066c\ufeffd"), String.raw`a\u{202e}b\u{2066}c\u{feff}d`);
-  assertEquals(printable("\u2028\u00ad\u3164\ud800"), String.raw`\u{2028}\u{ad}\u{3164}\u{d800}`);
-  assertEquals(printable("abcdef", 3), "abc… (3 more characters)");
-  assertEquals(printable("👋👋", 1), String.raw`\u{d83d}… (3 more characters)`);
-});

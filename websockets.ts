@@ -89,6 +89,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   let isStopping = false;
 
   function answer(request: Request, info: Info): Response | Promise<Response> {
+    // A handler that parses such a URL would fail, and the log would show it with its token.
+    if (!URL.canParse(request.url)) return refuse(400, "The Host of the request can't be read.");
     const isHandshake = isUpgrade(request) || request.headers.get("sec-websocket-key") !== null;
     let refusal: Response | undefined;
     if (isHandshake) refusal = refuseHandshake(request) ?? refuseClient(request);
@@ -295,14 +297,17 @@ function refuseBody({ headers }: Request, limit: number): Response | undefined {
  * A `Handler.request` that lets in who knows the token: handshakes and pushes need it as
  * `Authorization: Bearer TOKEN`, or as `?token=TOKEN` because a page can't set a header. The page
  * itself needs none.
+ *
+ * @throws {Error} if `token` is empty, because everyone knows that one.
  */
 export function requireToken(token: string, log: Log): (request: Request) => Response | undefined {
+  if (token === "") throw new Error("The token is empty and would let everyone in: write one.");
   const digest = (text: string) => createHash("sha256").update(text).digest();
   const expected = digest(token);
   return (request) => {
     if (!isUpgrade(request) && ["GET", "HEAD"].includes(request.method)) return;
     const bearer = request.headers.get("authorization")?.match(/^bearer +(.*)$/i)?.[1];
-    const given = bearer ?? URL.parse(request.url)?.searchParams.get("token") ?? "";
+    const given = bearer ?? new URL(request.url).searchParams.get("token") ?? "";
     // The comparison takes as long for a token that is nearly right.
     if (timingSafeEqual(digest(given), expected)) return;
     log("Refused a client without the right token.");

@@ -39,6 +39,8 @@ export function broadcast(clients: Iterable<WebSocket>, data: string | ArrayBuff
 /** The handler that broadcasts. Only this lets clients into `rooms`, and out of them. */
 export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): Handler {
   const names = new WeakMap<WebSocket, string>();
+  /** Handshakes that entered a room of the relay: one that does not open leaves it after a time. */
+  const handshakes = new WeakMap<Request, ReturnType<typeof setTimeout>>();
   const clientsIn = (name: string) => rooms.get(name) ?? new Set();
   const tell = (event: string, name: string) =>
     log(`${event}${name && ` (room ${name})`}, ${clientsIn(name).size} connected.`);
@@ -65,11 +67,12 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
       }
       if (relay && request.headers.has("upgrade")) {
         await relay.enter(name);
-        setTimeout(() => rooms.has(name) || relay.leave(name), HANDSHAKE_TIMEOUT);
+        handshakes.set(request, setTimeout(() => relay.leave(name), HANDSHAKE_TIMEOUT));
       }
     },
     open(socket, request) {
       const name = nameOf(request) ?? "";
+      clearTimeout(handshakes.get(request));
       names.set(socket, name);
       rooms.set(name, clientsIn(name).add(socket));
       tell("A client joined", name);
@@ -79,9 +82,8 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
       const name = names.get(socket) ?? "";
       clientsIn(name).delete(socket);
       tell(`A client left (${code})`, name);
-      if (clientsIn(name).size > 0) return;
-      rooms.delete(name);
       relay?.leave(name);
+      if (clientsIn(name).size === 0) rooms.delete(name);
     },
   };
 }

@@ -1,9 +1,10 @@
 // Rooms joined through NATS: what is said in a room of one server is heard in it on all others.
 //
-// Text goes to `SUBJECT.<room>.text` and binary to `SUBJECT.<room>.binary`, both as they are, so
-// that every program that speaks NATS can take part. Read `roomSubject` first, then `connectRelay`.
+// Text goes to the subject `SUBJECT.<room>.text` and binary to `SUBJECT.<room>.binary`, both as
+// they are, so that any program that speaks NATS can take part. Read `roomSubject` first, then
+// `connectRelay` from its end, where the functions of a `Relay` are.
 
-import { connect, type NatsConnection, PermissionViolationError } from "@nats-io/transport-node";
+import * as transport from "@nats-io/transport-node";
 import { abortable, deadline, delay } from "@std/async";
 import { type Log, usageError } from "./cli.ts";
 
@@ -15,10 +16,10 @@ const PING_INTERVAL = 5_000;
 const RECONNECT_WAIT = 1_000;
 /** Milliseconds until NATS is used again: by then, the other servers have come back as well. */
 const SETTLE_TIME = 2 * RECONNECT_WAIT;
-/** Bytes that may wait while NATS is away: some seconds of a busy room. */
+/** Bytes that may wait while NATS is away: little beside what may wait for clients. */
 const MAX_WAITING_BYTES = 4 * 1024 ** 2;
-/** Messages that may wait while NATS is away: short ones take more memory than their bytes. */
-const MAX_WAITING_MESSAGES = 32_768;
+/** Messages that may wait while NATS is away: a short one takes more than its bytes. */
+const MAX_WAITING = 32_768;
 
 /** The way to the other servers. */
 export interface Relay {
@@ -26,10 +27,10 @@ export interface Relay {
   maxMessage: number;
   /**
    * Hears a room until `leave` was called as often as `enter`. Resolves when NATS has confirmed
-   * that, or at once while NATS is away: the room is heard when it is back.
+   * that. While NATS is away it resolves at once, and the room is heard when NATS is back.
    */
   enter(room: string): Promise<void>;
-  /** Takes back one `enter`. */
+  /** Takes one `enter` back. */
   leave(room: string): void;
   /** Sends a message to the same room of all other servers. */
   publish(room: string, data: string | ArrayBuffer): void;
@@ -46,34 +47,37 @@ export interface RelayOptions {
   /** Told what is said in a room on another server. */
   receive(room: string, data: string | ArrayBuffer): void;
   log: Log;
+  /** Milliseconds between pings (5,000). */
+  pingInterval?: number;
 }
 
 /** A room that this server has clients in. */
 interface Room {
-  /** How many times it was entered and not left. */
-  count: number;
+  clients: number;
+  /** Missing where the room was entered while NATS was away. */
+  subscription?: transport.Subscription;
+  /** Resolves when NATS has confirmed the subscription, or is lost. */
   entered?: Promise<void>;
-  unsubscribe?: () => void;
 }
 
 /**
- * The beginning of a room's subjects. Its name becomes one token, as in a URL: `red` stays `red`,
- * `a.b` is `a%2Eb`, and `decodeURIComponent` gives the name back.
+ * What the subjects of a room begin with. The name of the room becomes one word of it: `red` stays
+ * `red`, `a b` becomes `a%20b`, and `decodeURIComponent` gives the name back.
  */
 export function roomSubject(subject: string, room: string): string {
-  // Dots separate tokens, and an asterisk stands for any of them, but a URL may hold both.
-  const token = encodeURIComponent(room).replaceAll(".", "%2E").replaceAll("*", "%2A");
-  return room === "" ? subject : `${subject}.${token}`;
+  // In a subject, a dot separates words and an asterisk stands for any word.
+  const word = encodeURIComponent(room).replaceAll(".", "%2E").replaceAll("*", "%2A");
+  return room === "" ? subject : `${subject}.${word}`;
 }
 
 /**
- * Joins the rooms of this server to those of all others that use the same NATS and `subject`.
+ * Joins the rooms of this server to those of all servers that use the same NATS and `subject`.
  *
- * @throws {Error} a `usageError` if `url` or `subject` is wrong, or if no NATS answers there.
- * @throws {Deno.errors.NotCapable} without permission for the address of NATS.
+ * @throws {Error} if no NATS answers, or a `usageError` if `url` or `subject` is wrong.
+ * @throws {Deno.errors.NotCapable} without the permission to connect to NATS.
  */
 export async function connectRelay(options: RelayOptions): Promise<Relay> {
-  const { subject, receive, log } = options;
+  const { subject, receive, log, pingInterval = PING_INTERVAL } = options;
   const url = URL.parse(options.url);
   if (url?.protocol !== "nats:" || url.host === "") {
     throw usageError("--nats takes a URL such as nats://127.0.0.1:4222.");
@@ -81,61 +85,129 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject)) {
     throw usageError(`--subject takes words with dots between them, not "${subject}".`);
   }
-
+  const { host } = url;
+  const [user, pass] = [url.username, url.password].map(decodeURIComponent);
+  const encoder = new TextEncoder();
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   const rooms = new Map<string, Room>();
-  let waiting: { subject: string; data: string | Uint8Array }[] = [];
+  let waiting: { subject: string; bytes: Uint8Array }[] = [];
   let waitingBytes = 0;
-  let lost = 0;
   let published = Promise.resolve();
-  let isClosing = false;
+  /** How many messages were not relayed since that was last reported. */
+  let lost = 0;
+  let nats: transport.NatsConnection;
+  /** Where NATS can be reached: it tells the addresses of the other servers of its cluster. */
+  let servers = [host];
+  let loss = new AbortController();
   /** Whether NATS is there, and the other servers have had the time to come back to it. */
   let isSettled = false;
-  let loss = new AbortController();
+  let isClosing = false;
 
-  const dial = () =>
-    connect({
-      servers: url.host,
-      user: decodeURIComponent(url.username) || undefined,
-      pass: decodeURIComponent(url.password) || undefined,
-      noEcho: true,
-      timeout: TIMEOUT,
-      pingInterval: PING_INTERVAL,
-      // nats.js can't give up a connection that is stuck, so all of this is done here.
-      reconnect: false,
-    });
+  // When NATS resets a connection that it refuses, nats.js no longer listens for errors of it.
+  globalThis.addEventListener("error", (event) => {
+    const { code, syscall } = event.error ?? {};
+    if (!isSettled && code === "ECONNRESET" && syscall === "read") event.preventDefault();
+  });
+  // When nats.js can't read what NATS sends, it prints that as it is, and only stops reading.
+  const { log: print } = console;
+  console.log = (...data) => {
+    if (data[0] !== "reader closed") return print(...data);
+    log(`NATS: ${data[1].message}`);
+    nats?.close();
+  };
 
-  /** Resolves when NATS has what it was sent so far. Rejects if NATS is lost before that. */
-  const confirm = () => abortable(nats.flush(), loss.signal);
+  function dial(): Promise<transport.NatsConnection> {
+    // Where a connection is stuck, nats.js would never end it and reconnect, so that is done here.
+    const limits = { timeout: TIMEOUT, pingInterval, reconnect: false };
+    return transport.connect({ servers, user, pass, noEcho: true, ...limits });
+  }
 
-  function subscribe(name: string): () => void {
-    const subscription = nats.subscribe(`${roomSubject(subject, name)}.*`, {
-      callback(error, message) {
+  async function stayConnected() {
+    while (true) {
+      watch(nats);
+      await nats.closed();
+      isSettled = false;
+      loss.abort();
+      if (isClosing) return;
+      log("NATS is lost: local clients go on, reconnecting.");
+      const connection = await reconnect();
+      if (isClosing) return connection.close();
+      log("NATS is back.");
+      nats = connection;
+      loss = new AbortController();
+      for (const [name, room] of rooms) room.subscription = subscribe(name);
+      delay(SETTLE_TIME, { signal: loss.signal }).then(() => {
+        isSettled = true;
+        publishSoon();
+      }, () => {});
+    }
+  }
+
+  async function reconnect(): Promise<transport.NatsConnection> {
+    let reason = "";
+    while (true) {
+      await delay(RECONNECT_WAIT);
+      try {
+        return await dial();
+      } catch (error) {
+        const { message } = error as Error;
+        if (message !== reason) log(`NATS: ${message}`);
+        reason = message;
+      }
+    }
+  }
+
+  async function watch(connection: transport.NatsConnection) {
+    servers = [host, ...connection.info?.connect_urls ?? []];
+    for await (const status of connection.status()) {
+      if (status.type === "staleConnection") connection.close();
+      if (status.type !== "error") continue;
+      const { error } = status;
+      log(`NATS: ${error.message}`);
+      if (error instanceof transport.PermissionViolationError && error.operation === "publish") {
+        lost++;
+        publishSoon();
+      }
+    }
+  }
+
+  function subscribe(name: string): transport.Subscription {
+    return nats.subscribe(`${roomSubject(subject, name)}.*`, {
+      callback(error, { subject, data }) {
         if (error) return;
-        if (message.subject.endsWith(".text")) receive(name, decoder.decode(message.data));
-        if (message.subject.endsWith(".binary")) receive(name, new Uint8Array(message.data).buffer);
+        if (subject.endsWith(".text")) receive(name, decoder.decode(data));
+        if (subject.endsWith(".binary")) receive(name, new Uint8Array(data).buffer);
       },
     });
-    return () => subscription.unsubscribe();
+  }
+
+  /** Resolves when NATS has what it was sent so far. Rejects if NATS is lost before. */
+  function confirm(): Promise<void> {
+    return abortable(nats.flush(), loss.signal);
+  }
+
+  function publishSoon() {
+    published = published.then(publishWaiting);
   }
 
   /** Publishes what waits. A batch that NATS does not confirm is lost, though some may arrive. */
   async function publishWaiting() {
     while (isSettled && waiting.length > 0) {
-      let batch = waiting.length;
-      const messages = waiting;
+      const batch = waiting;
       [waiting, waitingBytes] = [[], 0];
-      for (const { subject, data } of messages) {
+      let count = batch.length;
+      for (const { subject, bytes } of batch) {
         try {
-          nats.publish(subject, data);
+          nats.publish(subject, bytes);
         } catch {
+          // NATS takes only smaller messages since it is back.
+          count--;
           lost++;
-          batch--;
         }
       }
-      await confirm().catch(() => lost += batch);
+      await confirm().catch(() => lost += count);
     }
-    if (isSettled || isClosing) reportLost();
+    if (isSettled) reportLost();
   }
 
   function reportLost() {
@@ -143,46 +215,13 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
     lost = 0;
   }
 
-  async function watch(connection: NatsConnection) {
-    for await (const status of connection.status()) {
-      if (status.type === "staleConnection") connection.close();
-      if (status.type !== "error") continue;
-      log(`NATS: ${status.error.message}`);
-      const { error } = status;
-      if (error instanceof PermissionViolationError && error.operation === "publish") {
-        lost++;
-        published = published.then(publishWaiting);
-      }
+  nats = await dial().catch((error) => {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    // This is how Deno's `node:dns` reports that the permission is missing.
+    if (error.code === "EPERM") {
+      throw new Deno.errors.NotCapable(`Requires net access to "${host}"`);
     }
-  }
-
-  async function stayConnected() {
-    while (true) {
-      watch(nats);
-      const settling = setTimeout(() => {
-        isSettled = true;
-        published = published.then(publishWaiting);
-      }, SETTLE_TIME);
-      await nats.closed();
-      clearTimeout(settling);
-      isSettled = false;
-      loss.abort();
-      if (isClosing) return;
-      log("NATS is lost: local clients go on, reconnecting.");
-      let connection;
-      do {
-        await delay(RECONNECT_WAIT);
-        connection = await dial().catch(() => undefined);
-      } while (!connection);
-      nats = connection;
-      loss = new AbortController();
-      for (const [name, room] of rooms) room.unsubscribe = subscribe(name);
-      log("NATS is back.");
-    }
-  }
-
-  let nats = await dial().catch((error) => {
-    throw new Error(`No NATS server at ${url.host} (${error.message}): start nats-server there.`);
+    throw new Error(`No NATS server at ${host} (${error.message}): start nats-server there.`);
   });
   isSettled = true;
   stayConnected();
@@ -190,48 +229,40 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   return {
     maxMessage: nats.info?.max_payload ?? Infinity,
     async enter(name) {
-      const room: Room = rooms.get(name) ?? { count: 0 };
-      room.count++;
-      if (room.count === 1) {
-        rooms.set(name, room);
-        if (nats.isClosed()) return;
-        room.unsubscribe = subscribe(name);
-        room.entered = confirm().then(() => {}, () => {});
+      const room: Room = rooms.get(name) ?? { clients: 0 };
+      rooms.set(name, room);
+      if (++room.clients === 1 && !nats.isClosed()) {
+        room.subscription = subscribe(name);
+        room.entered = confirm().catch(() => {});
       }
       await room.entered;
     },
     leave(name) {
       const room = rooms.get(name);
-      if (!room || --room.count > 0) return;
+      if (!room || --room.clients > 0) return;
       rooms.delete(name);
-      room.unsubscribe?.();
+      room.subscription?.unsubscribe();
     },
     publish(name, data) {
       const isText = typeof data === "string";
-      const size = isText ? data.length : data.byteLength;
-      const isFull = waitingBytes + size > MAX_WAITING_BYTES ||
-        waiting.length === MAX_WAITING_MESSAGES;
-      if (isFull && waiting.length > 0) {
-        lost++;
-        return;
-      }
+      const bytes = isText ? encoder.encode(data) : new Uint8Array(data);
+      const isFull = waitingBytes + bytes.length > MAX_WAITING_BYTES ||
+        waiting.length === MAX_WAITING;
+      // A message that is larger than all that may wait is let through where nothing waits.
+      if (isFull && waiting.length > 0) return void lost++;
       const kind = isText ? "text" : "binary";
-      waiting.push({
-        subject: `${roomSubject(subject, name)}.${kind}`,
-        data: isText ? data : new Uint8Array(data),
-      });
-      waitingBytes += size;
-      published = published.then(publishWaiting);
+      waiting.push({ subject: `${roomSubject(subject, name)}.${kind}`, bytes });
+      waitingBytes += bytes.length;
+      publishSoon();
     },
     async close() {
       isClosing = true;
-      if (!nats.isClosed()) {
-        isSettled = true;
-        await deadline(published.then(publishWaiting), TIMEOUT).catch(() => {});
-      }
+      isSettled = !nats.isClosed();
+      await deadline(published.then(publishWaiting), TIMEOUT).catch(() => {});
+      await nats.close();
+      await published;
       lost += waiting.length;
       reportLost();
-      await nats.close();
     },
   };
 }

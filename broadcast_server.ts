@@ -13,8 +13,8 @@ import { type Handler, requireToken, runServer, SERVER_FLAGS, SERVER_USAGE } fro
 
 /** Characters of the longest name of a room: the name is printed, and is part of a NATS subject. */
 const MAX_NAME = 100;
-/** Milliseconds after which a handshake has let a client in, or never will. */
-const HANDSHAKE_TIMEOUT = 10_000;
+/** Milliseconds after which an accepted handshake has let its client in, or was reset by it. */
+const HANDSHAKE_TIMEOUT = 1_000;
 
 /** The clients in each room, by its name. The common room has the name "", an empty room no entry. */
 export type Rooms = Map<string, Set<WebSocket>>;
@@ -39,8 +39,6 @@ export function broadcast(clients: Iterable<WebSocket>, data: string | ArrayBuff
 /** The handler that broadcasts. Only this lets clients into `rooms`, and out of them. */
 export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): Handler {
   const names = new WeakMap<WebSocket, string>();
-  /** Handshakes that entered a room of the relay: one that does not open leaves it after a time. */
-  const handshakes = new WeakMap<Request, ReturnType<typeof setTimeout>>();
   const clientsIn = (name: string) => rooms.get(name) ?? new Set();
   const tell = (event: string, name: string) =>
     log(`${event}${name && ` (room ${name})`}, ${clientsIn(name).size} connected.`);
@@ -51,8 +49,21 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
     print(typeof data === "string" ? data : `${data.byteLength} bytes of binary.`);
   }
 
+  async function push(name: string, request: Request): Promise<Response> {
+    const text = decode(await request.bytes());
+    if (text === undefined) return answer(400, "A push is text in UTF-8.");
+    say(name, text);
+    return Response.json({ clients: clientsIn(name).size }, { status: 202 });
+  }
+
+  /** Hears the room from before its first client comes, in case that this one says something at once. */
+  async function enter(name: string, relay: Relay) {
+    await relay.enter(name);
+    setTimeout(() => relay.leave(name), HANDSHAKE_TIMEOUT);
+  }
+
   return {
-    async request(request) {
+    request(request) {
       const name = nameOf(request);
       if (name === undefined) {
         return answer(400, `A room has one name of 1 to ${MAX_NAME} characters.`);
@@ -60,19 +71,13 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
       const refusal = refuse?.(request);
       if (refusal) return refusal;
       if (request.method === "POST" && new URL(request.url).pathname === "/") {
-        const text = decode(await request.bytes());
-        if (text === undefined) return answer(400, "A push is text in UTF-8.");
-        say(name, text);
-        return Response.json({ clients: clientsIn(name).size }, { status: 202 });
+        return push(name, request);
       }
-      if (relay && request.headers.has("upgrade")) {
-        await relay.enter(name);
-        handshakes.set(request, setTimeout(() => relay.leave(name), HANDSHAKE_TIMEOUT));
-      }
+      if (relay && request.headers.has("upgrade")) return enter(name, relay);
     },
     open(socket, request) {
       const name = nameOf(request) ?? "";
-      clearTimeout(handshakes.get(request));
+      relay?.enter(name);
       names.set(socket, name);
       rooms.set(name, clientsIn(name).add(socket));
       tell("A client joined", name);

@@ -14,8 +14,6 @@ const TIMEOUT = 3_000;
 const PING_INTERVAL = 5_000;
 /** Milliseconds before each attempt to reach a NATS that was lost. */
 const RECONNECT_WAIT = 1_000;
-/** Milliseconds until NATS is used again: by then, the other servers have come back as well. */
-const SETTLE_TIME = 2 * RECONNECT_WAIT;
 /** Bytes that may wait while NATS is away: little beside what may wait for clients. */
 const MAX_WAITING_BYTES = 4 * 1024 ** 2;
 /** Messages that may wait while NATS is away: a short one takes more than its bytes. */
@@ -49,6 +47,8 @@ export interface RelayOptions {
   log: Log;
   /** Milliseconds between pings (5,000). */
   pingInterval?: number;
+  /** Milliseconds before each attempt to reach a NATS that was lost (1,000). */
+  reconnectWait?: number;
 }
 
 /** A room that this server has clients in. */
@@ -78,6 +78,7 @@ export function roomSubject(subject: string, room: string): string {
  */
 export async function connectRelay(options: RelayOptions): Promise<Relay> {
   const { subject, receive, log, pingInterval = PING_INTERVAL } = options;
+  const { reconnectWait = RECONNECT_WAIT } = options;
   const url = URL.parse(options.url);
   if (url?.protocol !== "nats:" || url.host === "") {
     throw usageError("--nats takes a URL such as nats://127.0.0.1:4222.");
@@ -96,7 +97,7 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   /** How many messages were not relayed since that was last reported. */
   let lost = 0;
   let nats: transport.NatsConnection;
-  /** Where NATS can be reached: it tells the addresses of the other servers of its cluster. */
+  /** Where NATS can be reached: it tells where the rest of its cluster is. */
   let servers = [host];
   let loss = new AbortController();
   /** Whether NATS is there, and the other servers have had the time to come back to it. */
@@ -136,7 +137,8 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
       nats = connection;
       loss = new AbortController();
       for (const [name, room] of rooms) room.subscription = subscribe(name);
-      delay(SETTLE_TIME, { signal: loss.signal }).then(() => {
+      // After twice the wait, the other servers have come back as well.
+      delay(2 * reconnectWait, { signal: loss.signal }).then(() => {
         isSettled = true;
         publishSoon();
       }, () => {});
@@ -146,7 +148,7 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   async function reconnect(): Promise<transport.NatsConnection> {
     let reason = "";
     while (true) {
-      await delay(RECONNECT_WAIT);
+      await delay(reconnectWait);
       try {
         return await dial();
       } catch (error) {
@@ -158,8 +160,8 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   }
 
   async function watch(connection: transport.NatsConnection) {
-    servers = [host, ...connection.info?.connect_urls ?? []];
     for await (const status of connection.status()) {
+      if (status.type === "close") servers = [host, ...connection.info?.connect_urls ?? []];
       if (status.type === "staleConnection") connection.close();
       if (status.type !== "error") continue;
       const { error } = status;
@@ -249,7 +251,10 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
       const isFull = waitingBytes + bytes.length > MAX_WAITING_BYTES ||
         waiting.length === MAX_WAITING;
       // A message that is larger than all that may wait is let through where nothing waits.
-      if (isFull && waiting.length > 0) return void lost++;
+      if (isFull && waiting.length > 0) {
+        lost++;
+        return;
+      }
       const kind = isText ? "text" : "binary";
       waiting.push({ subject: `${roomSubject(subject, name)}.${kind}`, bytes });
       waitingBytes += bytes.length;

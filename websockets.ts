@@ -22,11 +22,13 @@ export const MAX_WAITING = Math.min(1024 ** 3, Math.floor(getHeapStatistics().he
 /** Seconds that a client may leave a ping unanswered, or take nothing of what waits for it. */
 export const IDLE_TIMEOUT = 30;
 /** Bytes that the runtime is handed for a client at a time: it can't be made to forget them. */
-const MAX_HANDED = 512 * 1024;
-/** Bytes that a message takes in the runtime, and those that it takes in a queue, beside its content. */
-const [HANDED_COST, QUEUED_COST] = [1024, 256];
-/** Milliseconds between two looks at the queues: a client that reads all the time waits that long. */
-const LOOK_INTERVAL = 5;
+const MAX_HANDED = 256 * 1024;
+/** Bytes that the runtime takes for a message, beside its content. */
+const HANDED_COST = 1024;
+/** Milliseconds between two looks at the clients for which something waits. */
+const LOOK_INTERVAL = 100;
+/** Milliseconds after which a client that has taken all is handed the next part of its queue. */
+const HAND_OVER_INTERVAL = 4;
 /** Milliseconds in which a client that reads takes something, even from a busy server. */
 const PAUSE = 1_000;
 /** Bytes that RFC 6455 section 5.5.1 leaves for the reason in a Close frame. */
@@ -87,37 +89,37 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
 
   function answer(request: Request, info: Info): Response | Promise<Response> {
     const isHandshake = isUpgrade(request) || request.headers.has("sec-websocket-key");
-    const hasBody = !["GET", "HEAD", "OPTIONS"].includes(request.method);
-    const refusal = (isHandshake && refuseHandshake(request)) ||
-      ((isHandshake || hasBody) && (refuseOrigin(request) ?? refuseSurplus())) ||
-      (hasBody && refuseBody(request, maxMessage));
+    let refusal: Response | undefined;
+    if (isHandshake) refusal = refuseHandshake(request) ?? refuseClient(request);
+    else if (hasBody(request)) refusal = refuseClient(request) ?? refuseBody(request, maxMessage);
     if (refusal) return refusal;
     const accept = isHandshake ? upgrade : servePage;
     return handler.request ? ask(request, info, accept) : accept(request);
   }
 
-  function refuseOrigin({ headers }: Request): Response | undefined {
+  /** Refuses a client because of where it comes from, or because there are too many. */
+  function refuseClient({ headers }: Request): Response | undefined {
     const origin = headers.get("origin");
     // Programs send no Origin. Host is not compared with it, because DNS rebinding can forge both.
-    if (origin === null || LOOPBACK.test(origin)) return;
-    if (origins.includes("*") || origins.includes(origin)) return;
-    log(`Refused a page from ${origin}, see --origin.`);
-    return refuse(403, "Pages from this origin are not let in, see --origin.");
-  }
-
-  function refuseSurplus(): Response | undefined {
+    const isKnown = origin === null || LOOPBACK.test(origin) || origins.includes(origin);
+    if (!isKnown && !origins.includes("*")) {
+      log(`Refused a page from ${origin}, see --origin.`);
+      return refuse(403, "Pages from this origin are not let in, see --origin.");
+    }
     if (isStopping) return refuse(503, "The server is shutting down.");
-    if (clients.size + pending < maxClients) return;
-    log(`Refused a client: there are ${maxClients}, see --max-clients.`);
-    return refuse(503, "There are too many clients, try again later.");
+    if (clients.size + pending >= maxClients) {
+      log(`Refused a client: there are ${maxClients}, see --max-clients.`);
+      return refuse(503, "There are too many clients, try again later.");
+    }
   }
 
   /** Lets the handler answer or refuse a request. */
   async function ask(request: Request, info: Info, accept: typeof upgrade): Promise<Response> {
     pending++;
     try {
-      const asked = Promise.try(() => handler.request?.(request, info));
-      const response = await deadline(asked, queues.idleTimeout);
+      const asked = handler.request?.(request, info);
+      const isLong = asked instanceof Promise;
+      const response = isLong ? await deadline(asked, queues.idleTimeout) : await asked;
       if (response instanceof Response) return response;
       if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
     } catch (error) {
@@ -144,7 +146,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     // Listeners take half a KiB less for each client than `onmessage` and the like.
     socket.addEventListener("message", ({ data }) => receive(client, data));
     socket.addEventListener("close", ({ code, reason }) => {
-      client.clear({ code: code || 1006, reason });
+      client.end({ code: code || 1006, reason });
       forget(client);
     });
     if (handler.open) call(client, handler.open, request);
@@ -167,7 +169,10 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   /** Forgets a client that has left or was dropped. The runtime reports some of them twice. */
   function forget(client: Client) {
     if (!clients.delete(client) || !handler.close) return;
+    const { sender } = queues;
+    queues.sender = undefined;
     call(client, handler.close, new CloseEvent("close", { code: 1005, ...client.closing }));
+    queues.sender = sender;
   }
 
   /** Calls a function of the handler. An error that got out of it would end the process. */
@@ -215,8 +220,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     async shutdown() {
       isStopping = true;
       for (const client of clients) client.close(1001, "The server is shutting down.");
-      // The runtime closes at once, and would lose what waits in the queues.
-      while (queues.waiting > 0) await delay(LOOK_INTERVAL);
+      // The runtime closes every connection at once, and would lose what waits in the queues.
+      while (clients.size > 0) await delay(HAND_OVER_INTERVAL);
       await shutdown.call(server);
     },
   });
@@ -256,6 +261,11 @@ export function refuseHandshake(request: Request): Response | undefined {
   }
 }
 
+/** Whether a request has a body. The runtime shows one for every request, so the method tells. */
+function hasBody({ method }: Request): boolean {
+  return !["GET", "HEAD", "OPTIONS"].includes(method);
+}
+
 /** Refuses a body of unknown or too large a size, so that a handler may read every body whole. */
 function refuseBody({ headers }: Request, limit: number): Response | undefined {
   const length = headers.get("content-length");
@@ -291,7 +301,12 @@ function isLarger(data: string | ArrayBuffer, limit: number): boolean {
 /** Bytes of a message. For text it is the number of UTF-16 units, because counting takes long. */
 function sizeOf(data: Message): number {
   if (typeof data === "string") return data.length;
-  return data instanceof Blob ? data.size : data.byteLength;
+  return (data instanceof Blob ? data.size : data.byteLength) || 0;
+}
+
+/** Bytes that a message takes while it waits in a queue. V8 takes most of it for small buffers. */
+function queuedSize(data: Message): number {
+  return sizeOf(data) + (typeof data === "string" ? 128 : 400);
 }
 
 /**
@@ -302,7 +317,7 @@ function sizeOf(data: Message): number {
  *
  * A client that takes nothing for `idleTimeout` is dropped. When more than `maxWaiting` bytes wait
  * for all together, one client is dropped: the one with the longest queue, if it does not read or
- * if most of the bytes wait for it, or else the one whose messages fill the queues.
+ * if most of the bytes wait for it, or else the one whose message is being sent.
  */
 class Queues {
   /** Bytes that wait, here or in the runtime, and the clients for which they do. */
@@ -314,8 +329,8 @@ class Queues {
   sender?: Client;
   #limit: number;
   #lookedAt = 0;
-  #timer?: ReturnType<typeof setInterval>;
-  readonly #memory = Deno.memoryUsage().rss;
+  #pause = Infinity;
+  #timer?: ReturnType<typeof setTimeout>;
 
   constructor(
     readonly maxWaiting: number,
@@ -327,50 +342,56 @@ class Queues {
 
   /** Counts bytes that wait for a client, or with a negative number, that no longer do. */
   count(client: Client, bytes: number): void {
+    if (client.waiting === 0) this.watch(client, LOOK_INTERVAL);
     client.waiting += bytes;
     this.waiting += bytes;
-    if (bytes <= 0) return;
-    this.add(client);
-    if (this.waiting > this.#limit) this.#relieve();
+    if (bytes > 0 && this.waiting > this.#limit) this.#relieve();
   }
 
-  add(client: Client): void {
-    if (this.busy.has(client)) return;
-    client.takenAt = this.clock;
+  /** Looks at a client within so many milliseconds, and again until nothing waits for it. */
+  watch(client: Client, pause: number): void {
+    if (!this.busy.has(client)) client.takenAt = this.clock;
     this.busy.add(client);
-    this.#timer ??= setInterval(() => this.#look(), LOOK_INTERVAL);
+    if (pause >= this.#pause) return;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#look(), pause);
+    this.#pause = pause;
   }
 
-  delete(client: Client): void {
+  forget(client: Client): void {
+    this.waiting -= client.waiting;
     this.busy.delete(client);
     if (this.busy.size > 0) return;
-    clearInterval(this.#timer);
-    this.#timer = undefined;
+    clearTimeout(this.#timer);
+    this.#pause = Infinity;
   }
 
   #look() {
     const now = performance.now();
     this.clock += Math.min(now - this.#lookedAt, PAUSE / 2);
     this.#lookedAt = now;
+    this.#pause = Infinity;
     for (const client of this.busy) {
-      client.handOver();
-      // The runtime closes a client that leaves a ping unanswered, but waits for what it was handed.
-      const isGivenUp = !client.closing && client.socket.readyState === WebSocket.CLOSING;
+      const { readyState } = client.socket;
+      if (readyState === WebSocket.OPEN) client.handOver();
+      // The runtime closes a client that leaves a ping unanswered, but can't while something waits.
+      const isGivenUp = readyState === WebSocket.CLOSING && !client.closing;
       if (isGivenUp || this.clock - client.takenAt >= this.idleTimeout) {
         this.drop(client, "It took nothing of what it was sent for too long.");
       } else if (client.waiting === 0 && !client.closing) {
-        this.delete(client);
+        this.busy.delete(client);
+      } else {
+        this.watch(client, client.isQueued ? HAND_OVER_INTERVAL : LOOK_INTERVAL);
       }
     }
-    this.#limit = Math.max(this.maxWaiting, this.waiting + this.maxWaiting / 16);
+    if (this.waiting <= this.maxWaiting) this.#limit = this.maxWaiting;
   }
 
   /** Drops a client because too much waits. A little more may wait before the next one is dropped. */
   #relieve() {
-    const memory = Deno.memoryUsage().rss - this.#memory;
-    for (const client of this.busy) client.seeTaken(memory < this.maxWaiting / 2);
-    this.#limit = Math.max(this.maxWaiting, this.waiting + this.maxWaiting / 16);
+    for (const client of this.busy) client.seeTaken();
     if (this.waiting <= this.maxWaiting) return;
+    this.#limit = this.waiting + this.maxWaiting / 16;
     const [reader] = [...this.busy].sort((one, other) => other.waiting - one.waiting);
     const isMost = reader.waiting > this.waiting * 2 / 3;
     const isSlow = isMost || this.clock - reader.takenAt > PAUSE;
@@ -390,28 +411,35 @@ class Client {
   /** Bytes that wait for this client, and when it last took something on the queues' clock. */
   waiting = 0;
   takenAt = 0;
-  /** Bytes that the runtime was handed, and how many of them it shows if none is taken. */
+  /** Bytes that the runtime was handed, and what it shows of them as long as nothing is taken. */
   #handed = 0;
   #buffered = 0;
-  /** How many of the messages that the runtime was handed last were empty, and bytes for them. */
-  #empties = 0;
-  #doubtful = 0;
+  /** Whether the last message that the runtime was handed shows: an empty one does not. */
+  #shows = true;
+  /** Whether a Blob is being read, which is the next message. */
+  #isReading = false;
   /** What the runtime was not handed yet: `#older` from its end, and then `#newer` from its start. */
   #older: Message[] = [];
   #newer: Message[] = [];
 
   constructor(readonly socket: WebSocket, readonly queues: Queues) {
-    socket.send = (data) => this.send(data);
+    // The runtime sends a number, and whatever else is no object, as text.
+    socket.send = (data) => this.send(typeof data === "object" ? data : `${data}`);
     socket.close = (code, reason) => this.close(code, reason);
+  }
+
+  get isQueued(): boolean {
+    return this.#older.length + this.#newer.length > 0 || this.#isReading;
   }
 
   send(data: Message): void {
     // Once a client is dropped for what it sends, the rest of that is not passed on any more.
     if (this.closing || this.queues.sender?.isDropped) return;
-    const isQueued = this.#older.length + this.#newer.length > 0;
-    if (!isQueued && (this.#handed < MAX_HANDED || this.seeTaken())) return this.#hand(data);
+    const mayHand = this.#handed < MAX_HANDED || (this.#shows && this.seeTaken());
+    if (mayHand && !this.isQueued && !(data instanceof Blob)) return this.#hand(data);
     this.#newer.push(snapshot(data));
-    this.queues.count(this, sizeOf(data) + QUEUED_COST);
+    this.queues.count(this, queuedSize(data));
+    this.queues.watch(this, HAND_OVER_INTERVAL);
   }
 
   /**
@@ -424,54 +452,55 @@ class Client {
     const closing = toClose(code, reason);
     if (this.closing) return;
     this.closing = closing;
-    this.queues.add(this);
+    this.queues.watch(this, HAND_OVER_INTERVAL);
     this.handOver();
   }
 
   /** Forgets what waits. The Close frame follows what the runtime was handed, if that is ever read. */
   drop(closing: Close): void {
     this.isDropped = true;
-    this.clear(closing);
+    this.end(closing);
     this.#close();
   }
 
   /** Forgets what waits, and lets nothing wait any more. */
-  clear(closing: Close): void {
+  end(closing: Close): void {
     this.closing ??= closing;
     this.#older = this.#newer = [];
-    this.queues.count(this, -this.waiting);
-    this.queues.delete(this);
+    this.queues.forget(this);
+    this.waiting = 0;
   }
 
   /** Hands over what comes next, if all is taken that was handed over before. */
   handOver(): void {
-    if (!this.seeTaken()) return;
-    while (this.#handed < MAX_HANDED) {
+    if (this.#isReading || !this.seeTaken()) return;
+    while (this.isQueued && this.#handed < MAX_HANDED) {
       if (this.#older.length === 0) {
         [this.#older, this.#newer] = [this.#newer.reverse(), this.#older];
       }
-      const data = this.#older.pop();
-      if (data === undefined) break;
-      this.queues.count(this, -sizeOf(data) - QUEUED_COST);
+      const data = this.#older.pop() ?? "";
+      if (data instanceof Blob) return void this.#read(data);
+      this.queues.count(this, -queuedSize(data));
       this.#hand(data);
     }
     if (this.closing && this.#handed === 0) this.#close();
   }
 
-  /**
-   * Sees what was taken of what the runtime was handed. Returns whether that is all of it. The
-   * runtime shows nothing of empty messages, so they count until another message after them was
-   * taken, or until this is called with `isTrusted`.
-   */
-  seeTaken(isTrusted = false): boolean {
+  /** Reads a Blob before the runtime is handed it, because the runtime shows nothing of a Blob. */
+  async #read(blob: Blob) {
+    this.#isReading = true;
+    this.#older.push(await blob.arrayBuffer().catch(() => new ArrayBuffer()));
+    this.#isReading = false;
+    this.handOver();
+  }
+
+  /** Sees what was taken of what the runtime was handed. Returns whether that is all of it. */
+  seeTaken(): boolean {
     const { bufferedAmount } = this.socket;
     if (bufferedAmount < this.#buffered || bufferedAmount === 0) this.takenAt = this.queues.clock;
     this.#buffered = bufferedAmount;
     if (bufferedAmount > 0) return false;
-    if (isTrusted) this.#empties = 0;
-    const doubtful = this.#empties * HANDED_COST;
-    this.queues.count(this, doubtful - this.#doubtful - this.#handed);
-    this.#doubtful = doubtful;
+    this.queues.count(this, -this.#handed);
     this.#handed = 0;
     return true;
   }
@@ -479,8 +508,8 @@ class Client {
   #hand(data: Message) {
     const size = sizeOf(data);
     send.call(this.socket, data);
+    this.#shows = size > 0;
     this.#buffered += size;
-    this.#empties = size === 0 ? this.#empties + 1 : 0;
     this.#handed += size + HANDED_COST;
     this.queues.count(this, size + HANDED_COST);
   }
@@ -512,7 +541,7 @@ function toClose(code?: number, reason = ""): Close {
   throw new DOMException(`The code ${number} may not be sent.`, "InvalidAccessError");
 }
 
-/** A message as it is now, because its sender may change a buffer later. */
+/** A message as it is now, because a buffer may be changed later. */
 function snapshot(data: Message): Message {
   if (typeof data === "string" || data instanceof Blob) return data;
   if (!ArrayBuffer.isView(data)) return data.slice(0);
@@ -547,6 +576,18 @@ export const SERVER_USAGE = `
 
 type ServerFlags = ReturnType<typeof parseArgs<{ options: typeof SERVER_FLAGS }>>["values"];
 
+/** Whether pages can have this origin, or it stands for others: there are no patterns. */
+function isOrigin(text: string): boolean {
+  return ["*", "null"].includes(text) ||
+    (/^https?:[^*]+$/.test(text) && URL.parse(text)?.origin === text);
+}
+
+function readPem(file: string): string {
+  const text = Deno.readTextFileSync(file);
+  if (text.includes("-----BEGIN")) return text;
+  throw new Error(`There is no certificate or key in ${file}: in PEM it starts with -----BEGIN.`);
+}
+
 /**
  * Serves as the flags say until SIGINT or SIGTERM. Then nobody is let in any more, every client
  * gets what waits for it and 1001, `release` is called, and the process ends with 0. A second
@@ -563,24 +604,25 @@ export function runServer(
 ): void {
   const { host, cert, key, origin = [] } = flags;
   if (!cert !== !key) throw usageError("--cert and --key need each other.");
-  for (const each of origin) {
-    if (
-      each === "*" || each === "null" ||
-      /^https?:/.test(each) && !each.includes("*") && URL.parse(each)?.origin === each
-    ) continue;
-    throw usageError(`--origin takes an origin such as https://example.com, not "${each}".`);
-  }
+  const wrong = origin.find((each) => !isOrigin(each));
+  if (wrong) throw usageError(`--origin takes * or all of https://example.com, not "${wrong}".`);
   const options = {
     hostname: host.replace(/^\[(.*)\]$/, "$1"),
     port: wholeNumber("port", flags.port ?? `${port}`, 0, 65_535),
-    cert: cert && Deno.readTextFileSync(cert),
-    key: key && Deno.readTextFileSync(key),
+    cert: cert && readPem(cert),
+    key: key && readPem(key),
     origins: [...origins, ...origin],
     maxMessage: Math.min(maxMessage, wholeNumber("max-message", flags["max-message"], 1)),
     maxClients: wholeNumber("max-clients", flags["max-clients"], 1),
     maxWaiting: wholeNumber("max-waiting", flags["max-waiting"], 1),
   };
-  const server = serve(handler, options);
+  let server: ReturnType<typeof serve>;
+  try {
+    server = serve(handler, options);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    throw new Error(`Port ${options.port} is taken: choose another one with --port.`);
+  }
 
   // Without a file descriptor left, the runtime stops listening, and nothing makes it start again.
   server.finished.catch((error) => {

@@ -4,7 +4,7 @@ import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/asser
 import { assertStringIncludes } from "@std/assert";
 import { retry } from "@std/async";
 import { room } from "../broadcast_server.ts";
-import { MAX_BUFFERED, type ServeOptions } from "../server.ts";
+import type { ServeOptions } from "../websockets.ts";
 import { ask, frame, handshake, Inbox, RawClient, Script } from "./helpers.ts";
 import { startServer, test, TestClient, within } from "./helpers.ts";
 

@@ -2,7 +2,8 @@
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { describeClose, show } from "../client.ts";
-import { echo, type Handler } from "../server.ts";
+import { echo } from "../server.ts";
+import type { Handler } from "../websockets.ts";
 import { Inbox, Script, startServer, test, within } from "./helpers.ts";
 
 const silent = () => {};

@@ -1,7 +1,8 @@
 // What server.ts promises to those who run it and those who connect to it.
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { echo, printable } from "../server.ts";
+import { printable } from "../cli.ts";
+import { echo } from "../server.ts";
 import { ask, handshake, RawClient, Script, startServer, test, TestClient } from "./helpers.ts";
 
 const silent = () => {};
@@ -178,7 +179,7 @@ test(
     await using other = startServer(echo(silent));
     const taken = `${other.port}`;
     const cases: [string[], number, RegExp, string[]?][] = [
-      [["--port", taken], 1, /^This port is taken/],
+      [["--port", taken], 1, /^Port \d+ is taken: choose another one with --port\.$/],
       [["--cert", "no.pem", "--key", "no.pem"], 1, /^No such file .*no\.pem/, ["-N", "-R"]],
       [["--cert", "LICENSE", "--key", "LICENSE"], 1, /certificate/i, ["-N", "-R"]],
       [["--host", "host.invalid"], 1, /lookup/],

@@ -1,3 +1,4 @@
+/// <reference types="./std.d.ts" />
 // What the tests share: scripts started as processes, clients that are waited for, raw bytes.
 
 import { deadline } from "@std/async";

@@ -4,7 +4,8 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { Buffer } from "node:buffer";
 import type { BrowserContextOptions, Page } from "playwright-core";
 import { room } from "../broadcast_server.ts";
-import { echo, type Handler } from "../server.ts";
+import { echo } from "../server.ts";
+import type { Handler } from "../websockets.ts";
 import { CHROMIUM, CHROMIUM_FLAGS, Script, startServer, test } from "./helpers.ts";
 
 const silent = () => {};

@@ -2,7 +2,8 @@
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { delay, retry } from "@std/async";
-import { echo, type Handler, MAX_BUFFERED, MAX_MESSAGE } from "../server.ts";
+import { echo } from "../server.ts";
+import { type Handler, MAX_MESSAGE } from "../websockets.ts";
 import {
   ask,
   frame,

@@ -70,6 +70,18 @@ export function roomSubject(subject: string, room: string): string {
   return room === "" ? subject : `${subject}.${word}`;
 }
 
+/** Where NATS is, and who this server is there. */
+function parseServer(url: string): { host: string; user: string; pass: string } {
+  try {
+    const { protocol, host, username, password } = new URL(url);
+    const [user, pass] = [username, password].map(decodeURIComponent);
+    if (protocol === "nats:" && host !== "") return { host, user, pass };
+  } catch {
+    // Neither `URL` nor `decodeURIComponent` says what is expected.
+  }
+  throw usageError("--nats takes a URL such as nats://127.0.0.1:4222.");
+}
+
 /**
  * Joins the rooms of this server to those of all servers that use the same NATS and `subject`.
  *
@@ -79,15 +91,10 @@ export function roomSubject(subject: string, room: string): string {
 export async function connectRelay(options: RelayOptions): Promise<Relay> {
   const { subject, receive, log, pingInterval = PING_INTERVAL } = options;
   const { reconnectWait = RECONNECT_WAIT } = options;
-  const url = URL.parse(options.url);
-  if (url?.protocol !== "nats:" || url.host === "") {
-    throw usageError("--nats takes a URL such as nats://127.0.0.1:4222.");
-  }
+  const { host, user, pass } = parseServer(options.url);
   if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject)) {
     throw usageError(`--subject takes words with dots between them, not "${subject}".`);
   }
-  const { host } = url;
-  const [user, pass] = [url.username, url.password].map(decodeURIComponent);
   const encoder = new TextEncoder();
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   const rooms = new Map<string, Room>();
@@ -102,19 +109,20 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   let loss = new AbortController();
   /** Whether NATS is there, and the other servers have had the time to come back to it. */
   let isSettled = false;
-  let isClosing = false;
+  const closing = new AbortController();
 
   // When NATS resets a connection that it refuses, nats.js no longer listens for errors of it.
   globalThis.addEventListener("error", (event) => {
     const { code, syscall } = event.error ?? {};
     if (!isSettled && code === "ECONNRESET" && syscall === "read") event.preventDefault();
-  });
+  }, { signal: closing.signal });
   // When nats.js can't read what NATS sends, it prints that as it is, and only stops reading.
   const { log: print } = console;
   console.log = (...data) => {
     if (data[0] !== "reader closed") return print(...data);
     log(`NATS: ${data[1].message}`);
-    nats?.close();
+    // It may come together with what completes the connection.
+    setTimeout(() => nats?.close());
   };
 
   function dial(): Promise<transport.NatsConnection> {
@@ -129,10 +137,10 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
       await nats.closed();
       isSettled = false;
       loss.abort();
-      if (isClosing) return;
+      if (closing.signal.aborted) return;
       log("NATS is lost: local clients go on, reconnecting.");
       const connection = await reconnect();
-      if (isClosing) return connection.close();
+      if (closing.signal.aborted) return connection.close();
       log("NATS is back.");
       nats = connection;
       loss = new AbortController();
@@ -160,8 +168,9 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   }
 
   async function watch(connection: transport.NatsConnection) {
+    servers = [host, ...connection.info?.connect_urls ?? []];
     for await (const status of connection.status()) {
-      if (status.type === "close") servers = [host, ...connection.info?.connect_urls ?? []];
+      if (status.type === "update") servers.push(...status.added ?? []);
       if (status.type === "staleConnection") connection.close();
       if (status.type !== "error") continue;
       const { error } = status;
@@ -213,7 +222,8 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   }
 
   function reportLost() {
-    if (lost > 0) log(`${lost} messages were not relayed to the other instances.`);
+    const what = lost === 1 ? "message was" : "messages were";
+    if (lost > 0) log(`${lost} ${what} not relayed to the other instances.`);
     lost = 0;
   }
 
@@ -261,7 +271,7 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
       publishSoon();
     },
     async close() {
-      isClosing = true;
+      closing.abort();
       isSettled = !nats.isClosed();
       await deadline(published.then(publishWaiting), TIMEOUT).catch(() => {});
       await nats.close();

@@ -118,8 +118,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     pending++;
     try {
       const asked = handler.request?.(request, info);
-      const isLong = asked instanceof Promise;
-      const response = isLong ? await deadline(asked, queues.idleTimeout) : await asked;
+      const isDecided = asked === undefined || asked instanceof Response;
+      const response = isDecided ? asked : await within(queues.idleTimeout, asked);
       if (response instanceof Response) return response;
       if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
     } catch (error) {
@@ -171,7 +171,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     if (!clients.delete(client) || !handler.close) return;
     const { sender } = queues;
     queues.sender = undefined;
-    call(client, handler.close, new CloseEvent("close", { code: 1005, ...client.closing }));
+    const { code = 1005, reason } = client.closing ?? {};
+    call(client, handler.close, new CloseEvent("close", { code, reason }));
     queues.sender = sender;
   }
 
@@ -214,15 +215,17 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     return refuse(400, "The request can't be read.");
   }
 
-  const server = Deno.serve({ onListen: () => {}, onError, ...options, hostname }, answer);
-  const { shutdown } = server;
+  const abort = new AbortController();
+  const signal = AbortSignal.any([abort.signal, ...options.signal ? [options.signal] : []]);
+  const server = Deno.serve({ onListen: () => {}, onError, ...options, hostname, signal }, answer);
   return Object.assign(server, {
     async shutdown() {
       isStopping = true;
       for (const client of clients) client.close(1001, "The server is shutting down.");
-      // The runtime closes every connection at once, and would lose what waits in the queues.
-      while (clients.size > 0) await delay(HAND_OVER_INTERVAL);
-      await shutdown.call(server);
+      do await delay(HAND_OVER_INTERVAL); while (clients.size + pending > 0);
+      // The runtime's own `shutdown` would wait without end for a handshake that was reset.
+      abort.abort();
+      await server.finished;
     },
   });
 }
@@ -242,6 +245,20 @@ function servePage({ method, url }: Request): Response {
 function isUpgrade({ headers }: Request): boolean {
   return /(^|,)\s*websocket\s*(,|$)/i.test(headers.get("upgrade") ?? "") &&
     /(^|,)\s*upgrade\s*(,|$)/i.test(headers.get("connection") ?? "");
+}
+
+/** Waits for a promise as `deadline` does, but keeps no timer for each one that was in time. */
+async function within(milliseconds: number, promise: unknown): Promise<unknown> {
+  const timer = new AbortController();
+  const late = async () => {
+    await delay(milliseconds, timer);
+    throw new DOMException("`request` took too long.", "TimeoutError");
+  };
+  try {
+    return await Promise.race([promise, late()]);
+  } finally {
+    timer.abort();
+  }
 }
 
 /** What is wrong with a handshake (RFC 6455 section 4.2.1): the runtime checks little of it. */
@@ -466,7 +483,8 @@ class Client {
   /** Forgets what waits, and lets nothing wait any more. */
   end(closing: Close): void {
     this.closing ??= closing;
-    this.#older = this.#newer = [];
+    this.#older = [];
+    this.#newer = [];
     this.queues.forget(this);
     this.waiting = 0;
   }
@@ -489,9 +507,14 @@ class Client {
   /** Reads a Blob before the runtime is handed it, because the runtime shows nothing of a Blob. */
   async #read(blob: Blob) {
     this.#isReading = true;
-    this.#older.push(await blob.arrayBuffer().catch(() => new ArrayBuffer()));
+    try {
+      this.#older.push(await blob.arrayBuffer());
+    } catch {
+      // A Blob may be a file that is gone by now.
+      this.drop({ code: 1011, reason: "The server failed to read what it wanted to send." });
+    }
     this.#isReading = false;
-    this.handOver();
+    if (!this.isDropped) this.handOver();
   }
 
   /** Sees what was taken of what the runtime was handed. Returns whether that is all of it. */
@@ -605,7 +628,9 @@ export function runServer(
   const { host, cert, key, origin = [] } = flags;
   if (!cert !== !key) throw usageError("--cert and --key need each other.");
   const wrong = origin.find((each) => !isOrigin(each));
-  if (wrong) throw usageError(`--origin takes * or all of https://example.com, not "${wrong}".`);
+  if (wrong !== undefined) {
+    throw usageError(`--origin takes * or all of https://example.com, not "${wrong}".`);
+  }
   const options = {
     hostname: host.replace(/^\[(.*)\]$/, "$1"),
     port: wholeNumber("port", flags.port ?? `${port}`, 0, 65_535),

@@ -1,101 +1,203 @@
 // Measures what the rules of our servers cost, each beside a bare server of a few lines:
 //
-//   deno task bench                           (all: about eight minutes)
+//   deno task bench                           (all: about twenty minutes)
 //   deno task bench --only echo --rounds 3
-//   deno task bench --url ws://localhost:9999
+//   deno task bench --only echo --url ws://localhost:8080
 //
-// Read `echo` and `broadcast` first: they are the loads. Then `takeTurns`, which makes the figures
-// of two servers comparable on a machine that does other things as well.
+// Read loads.ts first: what clients send. Then `takeTurns`, which makes the figures of two servers
+// comparable on a machine that does other things as well. bench.md explains the columns.
 
-import { deadline, delay } from "@std/async";
+import { delay } from "@std/async";
+import process from "node:process";
 import { parseArgs } from "node:util";
-import { command, usageError, wholeNumber } from "../server.ts";
+import { runScript, usageError, wholeNumber } from "../cli.ts";
 import { NATS_SERVER } from "./helpers.ts";
+import { broadcast, connectAll, disconnect, echo, handshakes, IN_FLIGHT } from "./loads.ts";
+import { type Load, type LoadOptions, OPENING, type Outcome, steady } from "./loads.ts";
 
 /** Milliseconds of a server's turn: long beside its start, short beside what else is going on. */
 const TURN = 250;
 /** Milliseconds of load before the first turn, in which V8 compiles what turns out to be hot. */
 const WARM_UP = 750;
-/** Messages under way at a time in a broadcast: with one, the server would wait for the load. */
-const IN_FLIGHT = 8;
-/** Connections opened at a time: enough to keep a server busy, too few to overflow its backlog. */
-const OPENING = 50;
 /** Milliseconds in which a server notices its clients, and its memory comes to rest. */
 const SETTLING = 500;
-/** Milliseconds after which missing connections or answers are given up. */
-const TIMEOUT = 30_000;
+/** Milliseconds of one tick in /proc/PID/stat: Linux counts 100 a second for every program. */
+const TICK = 10;
+/** The part of a core from which on a program of one thread can do no more. */
+const FULL_CORE = 0.95;
+/** Flags of our servers, whose own limit of clients is lower than what is opened here. */
+const LIMITS = ["--port", "0", "--max-clients", "100000"];
+/** Figures of which the ratio to the first server is shown. */
+const COMPARED = ["per second", "CPU µs", "KiB each"];
 
 interface Server {
   name: string;
   /** Where the clients connect: in turn, if a server has several instances. */
   urls: string[];
-  /** Not known of a server that was not started here. */
-  processId?: number;
+  /** All of its processes; none if they are not known. */
+  processIds: number[];
 }
 
 /** What was measured of a server, by its heading in the table; NaN where it could not be. */
-type Figures = Record<string, number>;
+export type Figures = Record<string, number>;
 
-interface Group {
-  name: string;
-  explanation: string;
-  /** Each server is compared with the one before it. */
-  servers: (() => Server | Promise<Server>)[];
-  cases: [connections: number, bytes: number][];
-  measure(servers: Server[], connections: number, bytes: number): Promise<Figures[]>;
-}
-
-/** A line of a table. */
-interface Result {
-  group: string;
-  connections: number;
+interface Case {
+  clients: number;
   bytes: number;
-  server: string;
-  figures: Record<string, Summary & { ratio?: Summary }>;
+  rooms?: number;
 }
 
-type Summary = ReturnType<typeof summary>;
-
-/** Every connection sends a text, waits for the answer and sends the next; returns the waits. */
-async function echo(sockets: WebSocket[], text: string, end: number): Promise<number[]> {
-  const waits: number[] = [];
-  await Promise.all(sockets.map((socket) =>
-    new Promise<void>((resolve) => {
-      let sentAt = performance.now();
-      socket.onmessage = () => {
-        const now = performance.now();
-        waits.push(now - sentAt);
-        if (now >= end) return resolve();
-        sentAt = now;
-        socket.send(text);
-      };
-      socket.send(text);
-    })
-  ));
-  return waits;
+/**
+ * Loads the servers in short turns, so that what else the machine does meets all of them: their
+ * ratio keeps within some percent while the figures themselves halve and double.
+ *
+ * The clients are WebSocket objects in this process. They work as hard as the server does, but hide
+ * nothing: a microsecond more for each answer of the bare server, which takes 8, was shown as 0.87
+ * to 0.90. Frames written to plain TCP were no faster, as most of the time goes into system calls.
+ *
+ * @param warmUp The load that finds the highest rate, half of which is `rate` if that is left out.
+ */
+export async function takeTurns(
+  servers: Server[],
+  { clients, bytes, rooms }: Case,
+  seconds: number,
+  load: Load,
+  { warmUp = load, rate = NaN } = {},
+): Promise<Figures[]> {
+  const players: Player[] = [];
+  for (const server of servers) {
+    const sockets = await connectAll(server.urls, clients, rooms);
+    players.push({ server, sockets, turns: [], before: { user: NaN, system: NaN } });
+  }
+  // A server learns of a client a moment after the client does, and shall know all of them.
+  await delay(SETTLING);
+  let highest = Infinity;
+  for (const player of players) {
+    await play(player, warmUp, { bytes, rooms, milliseconds: WARM_UP });
+    const { count, elapsed } = await play(player, warmUp, { bytes, rooms, milliseconds: TURN });
+    highest = Math.min(highest, count / elapsed * 1000);
+  }
+  const options = { bytes, rooms, milliseconds: TURN, rate: rate || highest / 2 };
+  for (const player of players) player.before = await cpuTime(player.server.processIds);
+  for (let turn = 0; turn * TURN < seconds * 1000; turn++) {
+    // Each is the first as often as the others: who has two turns in a row has an advantage.
+    const first = turn % players.length;
+    for (const player of [...players.slice(first), ...players.slice(0, first)]) {
+      player.turns.push(await play(player, load, options));
+    }
+  }
+  const figures: Figures[] = [];
+  for (const { server, turns, before } of players) {
+    figures.push(turnFigures(turns, before, await cpuTime(server.processIds)));
+  }
+  await disconnect(players.flatMap(({ sockets }) => sockets));
+  return figures;
 }
 
-/** The first client sends the next text whenever one has reached all, itself included. */
-async function broadcast(sockets: WebSocket[], text: string, end: number): Promise<number[]> {
-  const waits: number[] = [];
-  const sentAt: number[] = [];
-  let deliveries = 0;
-  const send = () => {
-    sentAt.push(performance.now());
-    sockets[0].send(text);
-  };
-  await new Promise<void>((resolve) => {
-    const onmessage = () => {
-      if (++deliveries % sockets.length > 0) return;
-      const now = performance.now();
-      waits.push(now - sentAt[waits.length]);
-      if (now < end) send();
-      else if (waits.length === sentAt.length) resolve();
-    };
-    for (const socket of sockets) socket.onmessage = onmessage;
-    for (let sent = 0; sent < IN_FLIGHT; sent++) send();
+interface Player {
+  server: Server;
+  sockets: WebSocket[];
+  turns: Turn[];
+  /** What the server had used of the processor before the first turn. */
+  before: CpuTime;
+}
+
+/** A turn, with its milliseconds, and those of the processor that the load itself has used. */
+export type Turn = Outcome & { elapsed: number; loadTime: number };
+
+async function play({ server, sockets }: Player, load: Load, options: LoadOptions): Promise<Turn> {
+  const [start, before] = [performance.now(), process.cpuUsage()];
+  const outcome = await load(sockets, options).catch((error: unknown) => {
+    throw error instanceof Error ? new Error(`${server.name}: ${error.message}`) : error;
   });
-  return waits;
+  const { user, system } = process.cpuUsage(before);
+  return { ...outcome, elapsed: performance.now() - start, loadTime: (user + system) / 1000 };
+}
+
+export function turnFigures(turns: Turn[], before: CpuTime, after: CpuTime): Figures {
+  const count = sum(turns.map(({ count }) => count));
+  const elapsed = sum(turns.map(({ elapsed }) => elapsed));
+  const wait = percentiles(turns.flatMap(({ waits }) => waits));
+  const delays = turns.flatMap(({ delays = [] }) => delays);
+  return {
+    [delays.length > 0 ? "sent per second" : "per second"]: count / elapsed * 1000,
+    ...cpuFigures(before, after, count),
+    ...{ "p50 ms": wait(0.5), "p99 ms": wait(0.99), "p99.9 ms": wait(0.999), "max ms": wait(1) },
+    // A steady load is never at rest, but should send on time.
+    ...delays.length > 0
+      ? { "late ms": percentiles(delays)(0.99) }
+      : { "load cores": sum(turns.map(({ loadTime }) => loadTime)) / elapsed },
+  };
+}
+
+/** Whether the load tool did all that it could: the server may be better than its figures. */
+export function isLimitedByLoad(figures: Row["figures"]): boolean {
+  const [cores, late, wait] = ["load cores", "late ms", "p99 ms"].map((name) =>
+    figures[name]?.median
+  );
+  return cores >= FULL_CORE || late >= wait / 2;
+}
+
+/** Opens connections that then stay silent, and looks how much larger they have made a server. */
+async function idle(servers: Server[], { clients }: Case): Promise<Figures[]> {
+  const figures: Figures[] = [];
+  for (const { urls, processIds } of servers) {
+    // What a server compiles for its first clients, and how its heap grows, is not their price.
+    for (let wave = 0; wave < 20; wave++) await disconnect(await connectAll(urls, OPENING));
+    await delay(SETTLING);
+    const [memory, before] = [await residentMemory(processIds), await cpuTime(processIds)];
+    const start = performance.now();
+    const { sockets, waits, failures } = await handshakes(urls, clients);
+    const elapsed = performance.now() - start;
+    await delay(SETTLING);
+    const wait = percentiles(waits);
+    figures.push({
+      "KiB each": (await residentMemory(processIds) - memory) / sockets.length,
+      "per second": sockets.length / elapsed * 1000,
+      ...cpuFigures(before, await cpuTime(processIds), sockets.length),
+      ...{ "p50 ms": wait(0.5), "p99 ms": wait(0.99), failures },
+    });
+    await disconnect(sockets);
+  }
+  return figures;
+}
+
+/** Milliseconds of the processor, in a program's own code and in the system on its behalf. */
+export interface CpuTime {
+  user: number;
+  system: number;
+}
+
+function cpuFigures(before: CpuTime, after: CpuTime, count: number): Figures {
+  const [user, system] = [after.user - before.user, after.system - before.system];
+  const microseconds = (time: number) => time * 1000 / count;
+  return {
+    "CPU µs": microseconds(user + system),
+    "user µs": microseconds(user),
+    "system µs": microseconds(system),
+  };
+}
+
+/** What processes have used since they started, all together; NaN if there are none. */
+export async function cpuTime(processIds: number[]): Promise<CpuTime> {
+  const all = await Promise.all(processIds.map((id) => cat(`/proc/${id}/stat`)));
+  // Fields 14 and 15 of proc(5). Field 2 is the program's name, which may hold spaces and brackets.
+  const fields = all.map((stat) => stat.slice(stat.lastIndexOf(")") + 2).split(" "));
+  const milliseconds = (field: number) => sum(fields.map((each) => Number(each[field - 3]) * TICK));
+  return { user: milliseconds(14), system: milliseconds(15) };
+}
+
+/** Kibibytes that processes occupy, all together; NaN if there are none. */
+async function residentMemory(processIds: number[]): Promise<number> {
+  const all = await Promise.all(processIds.map((id) => cat(`/proc/${id}/status`)));
+  return sum(all.map((status) => Number(status.match(/VmRSS:\s+(\d+) kB/)?.[1] ?? NaN)));
+}
+
+/** A file of Linux. Deno lets only a script that may do everything read /proc itself. */
+async function cat(path: string): Promise<string> {
+  if (Deno.build.os !== "linux") return "";
+  const { stdout } = await new Deno.Command("cat", { args: [path] }).output();
+  return new TextDecoder().decode(stdout);
 }
 
 /** A bare server, which prints its address as the others do. */
@@ -128,147 +230,49 @@ function bareBroadcast() {
   });
 }
 
-/**
- * Loads the servers in short turns, A B C C B A and so on, so that what else the machine does meets
- * all of them: their ratio keeps within some percent while the figures themselves halve and double.
- *
- * The clients are WebSocket objects in this process. They work as hard as the server does, but hide
- * nothing: a microsecond more for each answer of the bare server, which takes 8, was shown as 0.87
- * to 0.90. Frames written to plain TCP were no faster, as most of the time goes into system calls.
- */
-async function takeTurns(
-  servers: Server[],
-  connections: number,
-  bytes: number,
-  seconds: number,
-  load: typeof echo,
-): Promise<Figures[]> {
-  const players: { sockets: WebSocket[]; waits: number[]; elapsed: number }[] = [];
-  for (const { urls } of servers) {
-    players.push({ sockets: await connectAll(urls, connections), waits: [], elapsed: 0 });
-  }
-  // A server learns of a client a moment after the client does, and shall know all of them.
-  await delay(SETTLING);
-  const play = ({ sockets }: { sockets: WebSocket[] }, milliseconds: number) =>
-    deadline(load(sockets, "x".repeat(bytes), performance.now() + milliseconds), TIMEOUT)
-      .catch(() => Promise.reject(new Error("A server has stopped answering.")));
-  for (const player of players) await play(player, WARM_UP);
-  for (let turn = 0; turn * TURN < seconds * 1000; turn++) {
-    for (const player of turn % 2 === 0 ? players : players.toReversed()) {
-      const start = performance.now();
-      player.waits = player.waits.concat(await play(player, TURN));
-      player.elapsed += performance.now() - start;
-    }
-  }
-  await disconnect(players.flatMap(({ sockets }) => sockets));
-  return players.map(({ waits, elapsed }) => {
-    const sorted = Float64Array.from(waits).sort();
-    const percentile = (part: number) => sorted[Math.ceil(part * sorted.length) - 1];
-    const rate = waits.length / elapsed * 1000;
-    return {
-      ...load === broadcast ? { "deliveries/s": rate * connections } : { "messages/s": rate },
-      ...{ "p50 ms": percentile(0.5), "p99 ms": percentile(0.99), "max ms": percentile(1) },
-    };
-  });
-}
-
-/** Opens connections that then stay silent, and looks how much larger they have made a server. */
-async function idle(servers: Server[], connections: number): Promise<Figures[]> {
-  const figures: Figures[] = [];
-  for (const server of servers) {
-    // What a server compiles for its first clients, and how its heap grows, is not their price.
-    for (let wave = 0; wave < 20; wave++) await disconnect(await connectAll(server.urls, OPENING));
-    await delay(SETTLING);
-    const before = await residentMemory(server);
-    const start = performance.now();
-    const sockets = await connectAll(server.urls, connections).catch(() => []);
-    const rate = sockets.length > 0 ? connections / (performance.now() - start) * 1000 : NaN;
-    await delay(SETTLING);
-    const memory = sockets.length > 0 ? await residentMemory(server) - before : NaN;
-    await disconnect(sockets);
-    figures.push({ "KiB each": memory / connections, "connections/s": rate });
-  }
-  return figures;
-}
-
-/** Kibibytes that a server occupies. Deno shows /proc only to scripts that may do all: hence cat. */
-async function residentMemory({ processId }: Server): Promise<number> {
-  if (Deno.build.os !== "linux") return NaN;
-  const cat = new Deno.Command("cat", { args: [`/proc/${processId}/status`] });
-  const status = new TextDecoder().decode((await cat.output()).stdout);
-  return Number(status.match(/VmRSS:\s+(\d+) kB/)?.[1] ?? NaN);
-}
-
-async function connect(url: string): Promise<WebSocket> {
-  const socket = new WebSocket(url);
-  await new Promise<void>((resolve, reject) => {
-    socket.onopen = () => resolve();
-    socket.onerror = () => reject(new Error(`Could not connect to ${url}.`));
-  });
-  return socket;
-}
-
-async function connectAll(urls: string[], count: number): Promise<WebSocket[]> {
-  const sockets = [await connect(urls[0])];
-  let started = 1;
-  const connectNext = async () => {
-    while (started++ < count) sockets.push(await connect(urls[started % urls.length]));
-  };
-  const opening = Promise.allSettled(Array.from({ length: OPENING }, connectNext));
-  await deadline(opening, TIMEOUT).catch(() => started = count);
-  if (sockets.length === count) return sockets;
-  await disconnect(sockets);
-  throw new Error(`Only ${sockets.length} of ${count} connections were opened, see ulimit -n.`);
-}
-
-async function disconnect(sockets: WebSocket[]): Promise<void> {
-  await Promise.all(sockets.map((socket) =>
-    new Promise<void>((resolve) => {
-      socket.onclose = () => resolve();
-      socket.close(1000);
-    })
-  ));
-}
-
 const processes = new Set<Deno.ChildProcess>();
 
-/** Starts a server and waits for its address. What it prints later is read and thrown away. */
-async function start(name: string, ...command: string[]): Promise<Server> {
-  const args = ["run", "--allow-net", ...command];
-  const process = new Deno.Command(Deno.execPath(), { args, stdout: "piped" }).spawn();
+/** Starts a program, and finds its address in what it prints. What it prints later is thrown away. */
+async function start(
+  program: string,
+  args: string[],
+  stream: "stdout" | "stderr",
+  addressPattern: RegExp,
+): Promise<{ address: string; processId: number }> {
+  const process = new Deno.Command(program, { args, [stream]: "piped" }).spawn();
   processes.add(process);
   process.status.then(() => processes.delete(process));
-  const output = process.stdout.pipeThrough(new TextDecoderStream());
+  const output = process[stream].pipeThrough(new TextDecoderStream());
   let printed = "";
   for await (const text of output.values({ preventCancel: true })) {
     printed += text;
-    if (printed.includes("\n")) break;
+    const address = printed.match(addressPattern)?.[0];
+    if (!address) continue;
+    output.pipeTo(new WritableStream()).catch(() => {});
+    return { address, processId: process.pid };
   }
-  output.pipeTo(new WritableStream()).catch(() => {});
-  const url = printed.match(/ws:[^\s,]+/)?.[0];
-  if (!url) throw new Error(`The server did not start: ${name}`);
-  return { name, urls: [url], processId: process.pid };
+  throw new Error(`${program} ${args.join(" ")} did not start.`);
+}
+
+async function startScript(name: string, script: string, ...flags: string[]): Promise<Server> {
+  const args = ["run", "--allow-net", import.meta.resolve(script), ...flags];
+  const { address, processId } = await start(Deno.execPath(), args, "stdout", /ws:[^\s,]+(?=.*\n)/);
+  return { name, urls: [address], processIds: [processId] };
 }
 
 /** Starts instances of the broadcast server that are joined through a NATS server. */
-async function startJoined(name: string, instances: string[][]): Promise<Server> {
+async function startJoined(name: string, instances: number): Promise<Server> {
   const args = ["--addr", "127.0.0.1", "--port", "-1"];
-  const nats = new Deno.Command(NATS_SERVER ?? "", { args, stderr: "piped" }).spawn();
-  processes.add(nats);
-  nats.status.then(() => processes.delete(nats));
-  const output = nats.stderr.pipeThrough(new TextDecoderStream());
-  let printed = "";
-  for await (const text of output.values({ preventCancel: true })) {
-    printed += text;
-    if (printed.includes("Server is ready")) break;
+  const ready = /127\.0\.0\.1:\d+(?=[^]*Server is ready)/;
+  const nats = await start(NATS_SERVER ?? "nats-server", args, "stderr", ready);
+  const joined: Server = { name, urls: [], processIds: [nats.processId] };
+  for (let instance = 0; instance < instances; instance++) {
+    const flags = [...LIMITS, "--quiet", "--nats", `nats://${nats.address}`];
+    const { urls, processIds } = await startScript(name, "../broadcast_server.ts", ...flags);
+    joined.urls.push(...urls);
+    joined.processIds.push(...processIds);
   }
-  output.pipeTo(new WritableStream()).catch(() => {});
-  const address = printed.match(/127\.0\.0\.1:\d+/)?.[0];
-  const started: Server[] = [];
-  for (const command of instances) {
-    started.push(await start(name, ...command, "--nats", `nats://${address}`));
-  }
-  return { name, urls: started.flatMap(({ urls }) => urls) };
+  return joined;
 }
 
 async function stopAll(): Promise<void> {
@@ -277,74 +281,119 @@ async function stopAll(): Promise<void> {
   await Promise.all(stopped);
 }
 
-function allGroups(seconds: number, url?: string): Group[] {
-  const limits = ["--port", "0", "--max-clients", "100000"];
-  const echoServer = import.meta.resolve("../server.ts");
-  const broadcastServer = import.meta.resolve("../broadcast_server.ts");
-  const bare = () => start("bare", import.meta.url, "--bare", "echo");
-  const quiet = () => start("quiet", echoServer, "--quiet", ...limits);
-  const printing = () => start("printing", echoServer, ...limits);
-  const bareRoom = () => start("bare", import.meta.url, "--bare", "broadcast");
-  const quietRoom = () => start("quiet", ...room);
-  const room = [broadcastServer, "--quiet", ...limits];
-  const one = () => start("one", ...room);
-  const two = () => startJoined("two", [room, room]);
-  const under = (load: typeof echo): Group["measure"] => (servers, connections, bytes) =>
-    takeTurns(servers, connections, bytes, seconds, load);
+/** A server that runs already: `[NAME=]URL[,PROCESS_ID]`. */
+export function parseServer(text: string): Server {
+  const [, name, url, processId] = text.match(/^(?:([^=]+)=)?(wss?:\/\/[^,]+)(?:,(\d+))?$/) ?? [];
+  if (!URL.canParse(url)) throw usageError(`--url takes [NAME=]URL[,PROCESS_ID], not "${text}".`);
+  return { name: name ?? url, urls: [url], processIds: processId ? [Number(processId)] : [] };
+}
+
+/** Whether a server sends what one client says to another one, too. It has to answer either way. */
+export async function isBroadcastServer({ urls }: Server): Promise<boolean> {
+  const [speaker, listener] = await connectAll(urls, 2);
+  let isHeard = false;
+  listener.onmessage = () => isHeard = true;
+  await echo([speaker], { bytes: 20, milliseconds: TURN });
+  await disconnect([speaker, listener]);
+  return isHeard;
+}
+
+interface Table {
+  name: string;
+  title: string;
+  explanation: string;
+  /** All are compared with the first. */
+  servers: (() => Server | Promise<Server>)[];
+  cases: Case[];
+  measure(servers: Server[], oneCase: Case): Promise<Figures[]>;
+}
+
+function allTables(seconds: number, rate?: number): Table[] {
+  const bare = () => startScript("bare", "./bench.ts", "--bare", "echo");
+  const ours = () => startScript("ours", "../server.ts", ...LIMITS, "--quiet");
+  const printing = () => startScript("ours, printing", "../server.ts", ...LIMITS);
+  const bareRoom = () => startScript("bare", "./bench.ts", "--bare", "broadcast");
+  const room = () => startScript("ours", "../broadcast_server.ts", ...LIMITS, "--quiet");
   return [{
     name: "echo",
-    explanation: "Echo: every connection sends a text, waits for the answer and sends the next.",
-    servers: url ? [bare, () => ({ name: url, urls: [url] })] : [bare, quiet, printing],
-    cases: [[20, 20], [20, 1024], [200, 20], [200, 1024]],
-    measure: under(echo),
+    title: "Echo",
+    explanation: "Every client sends a text, waits for the answer and sends the next.",
+    servers: [bare, ours, printing],
+    cases: [20, 200].flatMap((clients) => [20, 1024].map((bytes) => ({ clients, bytes }))),
+    measure: (servers, oneCase) => takeTurns(servers, oneCase, seconds, echo),
+  }, {
+    name: "steady",
+    title: "Echo at a steady rate",
+    explanation: "The clients send at a fixed rate, half of what the slower server can answer. " +
+      "A message waits from the moment it was due, so that a pause of the server shows in full.",
+    servers: [bare, ours],
+    cases: [20, 200, 1000].map((clients) => ({ clients, bytes: 20 })),
+    measure: (servers, oneCase) =>
+      takeTurns(servers, oneCase, seconds, steady, { warmUp: echo, rate }),
   }, {
     name: "broadcast",
-    explanation: `Broadcast: one client sends, all receive, ${IN_FLIGHT} messages are under way.`,
-    servers: [bareRoom, quietRoom],
-    cases: [[10, 20], [100, 20], [1000, 20]],
-    measure: under(broadcast),
+    title: "Broadcast",
+    explanation: `One client sends, all receive, and ${IN_FLIGHT} messages are under way.`,
+    servers: [bareRoom, room],
+    cases: [10, 100, 1000].map((clients) => ({ clients, bytes: 20 })),
+    measure: (servers, oneCase) => takeTurns(servers, oneCase, seconds, broadcast),
   }, {
     name: "joined",
-    explanation: "Joined: the same with one server, and with two that are joined through NATS.",
-    servers: [one, two],
-    cases: [[100, 20], [1000, 20], [1000, 1024]],
-    measure: under(broadcast),
+    title: "Broadcast by several instances",
+    explanation: "The same with one server, and with two and four that are joined through NATS. " +
+      "The processor time is that of all of them and of NATS.",
+    servers: [room, () => startJoined("two", 2), () => startJoined("four", 4)],
+    cases: [
+      { clients: 100, bytes: 20 },
+      { clients: 1000, bytes: 20 },
+      { clients: 1000, bytes: 20, rooms: 10 },
+    ],
+    measure: (servers, oneCase) => takeTurns(servers, oneCase, seconds, broadcast),
   }, {
     name: "idle",
-    explanation: "Idle: connections are opened and stay silent.",
-    servers: [bare, quiet],
-    cases: [[1000, 0], [10_000, 0]],
+    title: "Connections",
+    explanation: "Connections are opened, 50 at a time, and stay silent.",
+    servers: [bare, ours],
+    cases: [{ clients: 1000, bytes: 0 }, { clients: 10_000, bytes: 0 }],
     measure: idle,
   }];
 }
 
+/** A line of a table. */
+export interface Row extends Case {
+  server: string;
+  figures: Record<string, { median: number; ratio?: Summary }>;
+}
+
+type Summary = ReturnType<typeof summary>;
+
 /** Measures a case, each round with new processes, as no two of a server are equally fast. */
-async function compare(
-  { name: group, servers, measure }: Group,
-  connections: number,
-  bytes: number,
-  rounds: number,
-): Promise<Result[]> {
+async function compare(table: Table, oneCase: Case, rounds: number): Promise<Row[]> {
   const samples: Figures[][] = [];
   let names: string[] = [];
   for (let round = 1; round <= rounds; round++) {
-    progress(`${group}, ${connections} connections, ${bytes} bytes: round ${round} of ${rounds}`);
-    const started: Server[] = [];
-    for (const startServer of servers) started.push(await startServer());
-    names = started.map(({ name }) => name);
-    samples.push(await measure(started, connections, bytes));
+    progress(`${table.title}, ${oneCase.clients} clients: round ${round} of ${rounds}`);
+    const servers: Server[] = [];
+    for (const startServer of table.servers) servers.push(await startServer());
+    names = servers.map(({ name }) => name);
+    samples.push(await table.measure(servers, oneCase));
     await stopAll();
     progress("");
   }
-  return names.map((server, index) => {
-    const figures: Result["figures"] = {};
-    for (const name of Object.keys(samples[0][index])) {
-      figures[name] = summary(samples.map((round) => round[index][name]));
-      if (index === 0) continue;
-      const ratios = samples.map((round) => round[index][name] / round[index - 1][name]);
-      figures[name].ratio = summary(ratios);
+  const figures = summarize(samples);
+  return names.map((server, index) => ({ server, ...oneCase, figures: figures[index] }));
+}
+
+/** The medians of each server's figures, and of their ratios to those of the first server. */
+export function summarize(rounds: Figures[][]): Row["figures"][] {
+  return rounds[0].map((figures, server) => {
+    const summarized: Row["figures"] = {};
+    for (const name of Object.keys(figures)) {
+      const { median } = summary(rounds.map((round) => round[server][name]));
+      const ratio = summary(rounds.map((round) => round[server][name] / round[0][name]));
+      summarized[name] = server > 0 ? { median, ratio } : { median };
     }
-    return { group, connections, bytes, server, figures };
+    return summarized;
   });
 }
 
@@ -354,36 +403,51 @@ function summary(values: number[]) {
   return { median: (low + high) / 2, min: sorted[0], max: sorted[sorted.length - 1] };
 }
 
-function format(value: number): string {
+/** Which wait a part of all did not exceed. */
+export function percentiles(waits: number[]): (part: number) => number {
+  const sorted = Float64Array.from(waits).sort();
+  return (part) => sorted[Math.ceil(part * sorted.length) - 1] ?? NaN;
+}
+
+function sum(values: number[]): number {
+  return values.length > 0 ? values.reduce((total, value) => total + value) : NaN;
+}
+
+function format(value: number, decimals = value < 100 ? 2 : 0): string {
   if (Number.isNaN(value)) return "–";
-  return value < 100 ? value.toFixed(2) : Math.round(value).toLocaleString("en");
+  return value.toLocaleString("en", {
+    minimumFractionDigits: decimals,
+    maximumFractionDigits: decimals,
+  });
 }
 
-function range(min: number, max: number): string {
-  return Number.isNaN(min) ? "–" : `${format(min)}–${format(max)}`;
-}
-
-function table(results: Result[]): string {
-  const lines = results.map(({ server, connections, bytes, figures }) => {
-    const line = [["server", server], ["clients", connections.toLocaleString("en")]];
-    line.push(["bytes", bytes.toLocaleString("en")]);
-    for (const [name, { median, min, max, ratio }] of Object.entries(figures)) {
-      line.push([name, format(median)]);
-      // Of the latencies the median is enough here, --json has the rest.
-      if (name.endsWith(" ms")) continue;
-      line.push(["min–max", range(min, max)], ["ratio", ratio ? format(ratio.median) : ""]);
-      line.push(["min–max", ratio ? range(ratio.min, ratio.max) : ""]);
+/** The rows in Markdown, with the columns as wide as `deno fmt` wants them. */
+export function markdownTable(rows: Row[]): string {
+  const lines = rows.map(({ server, figures, ...oneCase }) => {
+    const line = [["server", server]];
+    for (const name of ["clients", "rooms", "bytes"] as const) {
+      if (rows.some((row) => row[name])) line.push([name, format(oneCase[name] ?? 1, 0)]);
     }
+    for (const [name, { median, ratio }] of Object.entries(figures)) {
+      line.push([name, name === "failures" ? format(median, 0) : format(median)]);
+      if (!COMPARED.includes(name)) continue;
+      const isKnown = ratio && !Number.isNaN(ratio.median);
+      const range = isKnown && `(${format(ratio.min)}–${format(ratio.max)})`;
+      line.push(["ratio", isKnown ? `${format(ratio.median)} ${range}` : ""]);
+    }
+    line.push(["limit", isLimitedByLoad(figures) ? "load" : ""]);
     return line;
   });
-  const rows = [
+  const texts = [
     lines[0].map(([heading]) => heading),
-    ...lines.map((line) => line.map((cell) => cell[1])),
+    ...lines.map((line) => line.map(([, cell]) => cell)),
   ];
-  const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));
-  const pad = (cell: string, column: number) =>
-    column === 0 ? cell.padEnd(widths[0]) : cell.padStart(widths[column]);
-  return rows.map((row) => row.map(pad).join("  ").trimEnd()).join("\n");
+  const widths = texts[0].map((_, column) => Math.max(...texts.map((text) => text[column].length)));
+  const [headings, ...body] = texts.map((text) =>
+    text.map((cell, column) => column ? cell.padStart(widths[column]) : cell.padEnd(widths[0]))
+  );
+  const rule = widths.map((width, column) => `${"-".repeat(width - 1)}${column ? ":" : "-"}`);
+  return [headings, rule, ...body].map((line) => `| ${line.join(" | ")} |\n`).join("");
 }
 
 /** Shows on a terminal what is being done, in place of what it showed before. */
@@ -394,8 +458,12 @@ function progress(text: string): void {
 const USAGE = `Usage: deno run --allow-net --allow-run --allow-read tests/bench.ts [flags]
   --seconds SECONDS  time under load of each server, case and round (2)
   --rounds COUNT     rounds of each case, each with new processes (5)
-  --only GROUP       measure only echo, broadcast, joined or idle
-  --url URL          load the echo server at this address instead of ours
+  --only TABLE       measure only echo, steady, broadcast, joined or idle
+  --url [NAME=]URL[,PROCESS_ID]
+                     add a server that runs already to the table of echo or broadcast, whichever it
+                     does, or to that of --only; its process for its processor time and its memory
+  --rate MESSAGES    messages a second in the table steady (half of the highest rate)
+  --markdown         write the tables into tests/bench.md, too; takes --allow-write
   --json             print JSON
   --help             print this`;
 
@@ -405,7 +473,9 @@ async function main(): Promise<void> {
       seconds: { type: "string", default: "2" },
       rounds: { type: "string", default: "5" },
       only: { type: "string" },
-      url: { type: "string" },
+      url: { type: "string", multiple: true, default: [] },
+      rate: { type: "string" },
+      markdown: { type: "boolean" },
       json: { type: "boolean" },
       bare: { type: "string" },
     },
@@ -413,12 +483,19 @@ async function main(): Promise<void> {
   if (values.bare) return values.bare === "echo" ? bareEcho() : bareBroadcast();
   const seconds = wholeNumber("seconds", values.seconds, 1, 60);
   const rounds = wholeNumber("rounds", values.rounds, 1, 100);
-  const only = values.url ? "echo" : values.only;
-  let groups = allGroups(seconds, values.url).filter(({ name }) => !only || name === only);
-  if (groups.length === 0) throw usageError("--only takes echo, broadcast, joined or idle.");
-  if (!NATS_SERVER && groups.some(({ name }) => name === "joined")) {
-    console.error("Leaving out two servers joined through NATS: there is no nats-server.");
-    groups = groups.filter(({ name }) => name !== "joined");
+  const rate = values.rate === undefined ? undefined : wholeNumber("rate", values.rate, 1, 10 ** 7);
+  const names = allTables(seconds).map(({ name }) => name);
+  if (values.only && !names.includes(values.only)) {
+    throw usageError(`--only takes ${names.join(", ")}, not "${values.only}".`);
+  }
+  let tables = allTables(seconds, rate).filter(({ name }) => name === (values.only ?? name));
+  if (!NATS_SERVER && tables.some(({ name }) => name === "joined")) {
+    console.error("Leaving out servers joined through NATS: there is no nats-server.");
+    tables = tables.filter(({ name }) => name !== "joined");
+  }
+  for (const server of values.url.map(parseServer)) {
+    const name = values.only ?? (await isBroadcastServer(server) ? "broadcast" : "echo");
+    tables.find((table) => table.name === name)?.servers.push(() => server);
   }
 
   // However this ends, by Ctrl-C or an error, the servers end with it.
@@ -426,27 +503,36 @@ async function main(): Promise<void> {
   Deno.addSignalListener("SIGINT", () => Deno.exit(130));
   if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", () => Deno.exit(143));
 
-  const results: Result[] = [];
-  for (const group of groups) {
-    const ofGroup: Result[] = [];
-    for (const [connections, bytes] of group.cases) {
-      ofGroup.push(...await compare(group, connections, bytes, rounds));
-    }
-    results.push(...ofGroup);
-    if (!values.json) console.log(`${group.explanation}\n\n${table(ofGroup)}\n`);
+  const machine =
+    `Medians of ${rounds} rounds of ${seconds} s for each server, on ${await system()}`;
+  const results: Record<string, Row[]> = {};
+  const texts: string[] = [];
+  for (const table of tables) {
+    const rows: Row[] = [];
+    for (const oneCase of table.cases) rows.push(...await compare(table, oneCase, rounds));
+    results[table.name] = rows;
+    const text = `### ${table.title}\n\n${table.explanation}\n\n${markdownTable(rows)}`;
+    texts.push(text);
+    if (!values.json) console.log(text);
   }
-  const system =
-    `Deno ${Deno.version.deno}, ${Deno.build.os}, ${navigator.hardwareConcurrency} processors`;
-  if (values.json) {
-    return console.log(JSON.stringify({ system, seconds, rounds, results }, null, 2));
-  }
-  console.log(`bare      a server of a few lines, which keeps none of our rules
-quiet     our server with --quiet
-printing  our server without; what it prints is read and thrown away
-ratio     to the server in the line above, measured in turns with it: 0.95 of messages/s is 5 %
-          slower, 1.05 of KiB is 5 % larger
-–         not measured: KiB need Linux, clients a file descriptor each (ulimit -n)
-Medians of ${rounds} rounds of ${seconds} s. ${system}, shared by server and clients.`);
+  if (values.json) console.log(JSON.stringify({ machine, results }, null, 2));
+  else console.log(`${machine}\nThe columns are explained in tests/bench.md.`);
+  if (values.markdown) writeMarkdown(`${machine}\n\n${texts.join("\n")}`);
 }
 
-if (import.meta.main) await command(USAGE, main);
+/** Puts figures into bench.md, in place of those that are there. */
+function writeMarkdown(figures: string): void {
+  const file = new URL("bench.md", import.meta.url);
+  const text = Deno.readTextFileSync(file);
+  const section = /(?<=^## The figures\n\n)[^]*?(?=\n## )/m;
+  Deno.writeTextFileSync(file, text.replace(section, () => figures));
+}
+
+async function system(): Promise<string> {
+  const { os, arch } = Deno.build;
+  const model = (await cat("/proc/cpuinfo")).match(/model name\s*: (.*)/)?.[1] ?? arch;
+  const cores = navigator.hardwareConcurrency;
+  return `${cores} cores (${model}) that run the clients as well, ${os}, Deno ${Deno.version.deno}.`;
+}
+
+if (import.meta.main) await runScript(USAGE, main);

@@ -1,20 +1,53 @@
 // What client.ts promises: the loop, and the interactive client in a pipe and at a terminal.
 
-import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { describeClose, show } from "../client.ts";
-import { echo } from "../server.ts";
+import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
+import { delay } from "@std/async";
+import {
+  type ClientOptions,
+  connect,
+  connectAgain,
+  ConnectionError,
+  describeClose,
+  handshakeError,
+  isLost,
+  loop,
+  parseHeaders,
+  pause,
+  readLines,
+  show,
+  withoutCredentials,
+} from "../client.ts";
 import type { Handler } from "../websockets.ts";
 import { Inbox, Script, startServer, test, within } from "./helpers.ts";
 
 const silent = () => {};
-const ANSWER = /^Data received as "Hello, I am Deno\."\. {2}time: [-\d]{10} [:\d]{8}\.\d{6}$/;
 
-/** A handler that does not answer but tells what it hears, and how its clients leave. */
-function listen(events: Inbox<string>): Handler {
+/** A handler that sends back what it receives, and tells how its clients leave. */
+function echo(events = new Inbox<string>()): Handler {
   return {
-    message: (_socket, data) => events.put(String(data)),
+    message: (socket, data) => socket.send(data),
     close: (_socket, { code }) => events.put(`closed with ${code}`),
   };
+}
+
+/** A handler that does not answer, but tells what it hears, and how its clients leave. */
+function listen(events: Inbox<string>): Handler {
+  return { ...echo(events), message: (_socket, data) => events.put(String(data)) };
+}
+
+/** A server of Deno's own, that answers each request as it is told. */
+function serveBare(answer: (request: Request) => Response) {
+  const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen: silent }, answer);
+  return {
+    url: `ws://127.0.0.1:${server.addr.port}`,
+    async [Symbol.asyncDispose]() {
+      await within(server.shutdown(), "the server to stop");
+    },
+  };
+}
+
+function optionsFor(url: string, options: Partial<ClientOptions> = {}): ClientOptions {
+  return { url, count: 1, timeout: 5_000, signal: new AbortController().signal, ...options };
 }
 
 // The loop.
@@ -23,17 +56,12 @@ test(
   { needs: "run" },
   "it runs 39 rounds, each a connection of its own that it closes with 1000",
   async () => {
-    const closes = new Inbox<number>();
-    const handler = {
-      ...echo(silent),
-      close: (_: WebSocket, { code }: CloseEvent) => closes.put(code),
-    };
-    await using server = startServer(handler);
+    const events = new Inbox<string>();
+    await using server = startServer(echo(events));
     await using client = new Script("client.ts", [server.url, "--interval", "0"]);
     assertEquals([await client.end(), client.errors.all], [0, []]);
-    assertEquals(client.lines.all.length, 39);
-    for (const line of client.lines.all) assertMatch(line, ANSWER);
-    assertEquals(closes.all, Array(39).fill(1000));
+    assertEquals(client.lines.all, Array(39).fill("Hello, I am Deno."));
+    assertEquals(events.all, Array(39).fill("closed with 1000"));
   },
 );
 
@@ -51,16 +79,61 @@ test({ needs: "run" }, "a server restarted in the middle costs a pause and no ro
 });
 
 test(
-  { needs: "run" },
+  { needs: "net" },
   "a server that stays away ends it with one line that says what to start",
   async () => {
-    await using client = new Script("client.ts", ["ws://localhost:1/x"]);
-    assertEquals(await client.end(), 1);
-    assertEquals(client.errors.all.length, 1);
-    assertMatch(
-      client.errors.all[0],
-      /^No connection to ws:\/\/localhost:1\/x .*run .*server\.ts$/,
-    );
+    const options = optionsFor("ws://localhost:1/x", { patience: 50 });
+    const { message } = await assertRejects(() => loop("hello", options), ConnectionError);
+    assertMatch(message, /^No connection to ws:\/\/localhost:1\/x .*run .*server\.ts$/);
+  },
+);
+
+test(
+  { needs: "net" },
+  "a server that refuses is not asked again, nor one whose TLS fails",
+  async () => {
+    let requests = 0;
+    await using server = serveBare(() => {
+      requests++;
+      return new Response("", { status: 401 });
+    });
+    const refused = () => loop("hello", optionsFor(server.url, { patience: 1e9 }));
+    await assertRejects(refused, Error, "401");
+    assertEquals(requests, 1);
+
+    const url = server.url.replace("ws:", "wss:");
+    const failed = () => loop("hello", optionsFor(url, { patience: 1e9 }));
+    await assertRejects(failed, Error, "use ws://");
+  },
+);
+
+test({ needs: "run" }, "the first message of the server is the answer, every time", async () => {
+  await using server = startServer({
+    ...echo(),
+    open: (socket) => socket.send("welcome"),
+  });
+  await using client = new Script("client.ts", [server.url, "--interval", "0"]);
+  assertEquals([await client.end(), client.errors.all], [0, []]);
+  assertEquals(client.lines.all, Array(39).fill("welcome"));
+});
+
+test(
+  { needs: "run" },
+  "a connection dropped right after the handshake costs a pause and no round",
+  async () => {
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const url = `ws://127.0.0.1:${listener.addr.port}`;
+    const flags = [url, "--interval", "0", "--count", "8", "--timeout", "1"];
+    await using client = new Script("client.ts", flags);
+    for (let connections = 1; connections <= 16; connections++) {
+      using connection = await within(listener.accept(), "the client to connect");
+      await connection.write(await switchProtocols(connection));
+      if (connections % 2) continue;
+      await connection.write(new Uint8Array([0x81, 2, 72, 105, 0x88, 2, 0x03, 0xe8]));
+      while (await connection.read(new Uint8Array(4_096)).catch(() => null) !== null);
+    }
+    assertEquals([await client.end(), client.errors.all], [0, []]);
+    assertEquals(client.lines.all, Array(8).fill("Hi"));
   },
 );
 
@@ -82,7 +155,7 @@ test({ needs: "run" }, "Ctrl-C closes the connection with 1000 and exits with 13
   assertEquals([await client.end(), client.errors.all], [130, []]);
   assertEquals(await events.next(), "closed with 1000");
 
-  await using echoing = startServer(echo(silent));
+  await using echoing = startServer(echo());
   await using pausing = new Script("client.ts", [echoing.url, "--interval", "1000"]);
   await pausing.lines.next();
   pausing.kill("SIGINT");
@@ -93,17 +166,92 @@ test(
   { needs: "run" },
   "a mistake in the command line gets one line, the usage and exit code 2",
   async () => {
-    const mistakes = ["http://localhost", "--count=0", "--interval=x", "--timeout=-1", "--nope"];
-    for (const mistake of mistakes) {
+    const mistakes = [
+      "http://user:secret@localhost",
+      "ws://user:secret@localhost/#x",
+      "--count=0",
+      "--interval=x",
+      "--timeout=-1",
+      "--header=Authorization secret",
+      "--header=Host: secret",
+      "--origin=\n",
+      "--subprotocol=two words",
+      "--nope",
+    ];
+    await Promise.all(mistakes.map(async (mistake) => {
       await using client = new Script("client.ts", [mistake]);
       assertEquals(await client.end(), 2, mistake);
       assertMatch(client.errors.all[1], /^Usage: deno run --allow-net client\.ts/);
-    }
+      assert(!client.errors.all[0].includes("secret"), client.errors.all[0]);
+    }));
     await using client = new Script("client.ts", [], []);
     assertEquals([await client.end(), client.errors.all.length], [1, 1]);
     assertMatch(client.errors.all[0], /net access.*deno run --allow-net client\.ts/);
   },
 );
+
+test({ needs: "run" }, "a timeout may be longer than a timer of the runtime", async () => {
+  await using server = startServer(echo());
+  const flags = [server.url, "--count", "1", "--timeout", "3000000"];
+  await using client = new Script("client.ts", flags);
+  assertEquals([await client.end(), client.errors.all], [0, []]);
+});
+
+test(
+  { needs: "run" },
+  "it sends the headers, the origin, the subprotocols and the credentials it is given",
+  async () => {
+    const requests = new Inbox<Headers>();
+    await using server = serveBare((request) => {
+      requests.put(new Headers(request.headers));
+      const { socket, response } = Deno.upgradeWebSocket(request, { protocol: "chat" });
+      socket.onmessage = ({ data }) => socket.send(data);
+      return response;
+    });
+    const url = server.url.replace("//", "//us%20er:p%40ss@");
+    const headers = ["--header", "X-One: 1", "--header", "X-Two: a: b", "--origin", "https://a.b"];
+    const flags = [url, ...headers, "--subprotocol", "other", "--subprotocol", "chat"];
+    await using looping = new Script("client.ts", [...flags, "--count", "1"]);
+    assertEquals(await looping.end(), 0);
+    assertEquals(looping.errors.all, ["Subprotocol: chat"]);
+    const { code, errors } = await pipe(url, "a\n", ...flags.slice(1));
+    assertEquals([code, errors[0]], [0, `Connected to ${server.url}, subprotocol chat.`]);
+    for (const sent of requests.all) {
+      const names = ["x-one", "x-two", "origin", "sec-websocket-protocol", "authorization"];
+      assertEquals(names.map((name) => sent.get(name)), [
+        "1",
+        "a: b",
+        "https://a.b",
+        "other, chat",
+        `Basic ${btoa("us er:p@ss")}`,
+      ]);
+    }
+    assertEquals(requests.all.length, 2);
+  },
+);
+
+test({ needs: "run" }, "when nobody reads its output any more, it closes and ends", async () => {
+  const events = new Inbox<string>();
+  await using server = startServer({ ...echo(events) });
+  const run = `${Deno.execPath()} run --allow-net client.ts ${server.url}`;
+  for (
+    const command of [
+      `${run} --interval 0.01 --count 500`,
+      `yes ${"x".repeat(999)} | ${run} --interactive`,
+    ]
+  ) {
+    const shell = new Deno.Command("bash", {
+      args: ["-c", `set -o pipefail; ${command} | head -n 1`],
+      cwd: new URL("../", import.meta.url),
+      stderr: "piped",
+    });
+    const { code, stdout } = await within(shell.output(), "the pipe to end");
+    assertEquals(code, 141);
+    assertEquals(new TextDecoder().decode(stdout).split("\n").length, 2);
+  }
+  assert(events.all.length < 50, `${events.all.length} connections`);
+  assertEquals(new Set(events.all), new Set(["closed with 1000"]));
+});
 
 // The interactive client in a pipe.
 
@@ -118,12 +266,13 @@ async function pipe(url: string, input: string, ...flags: string[]) {
 }
 
 test({ needs: "run" }, "in a pipe it sends each line and prints the answers alone", async () => {
-  await using server = startServer(echo(silent));
-  const { code, lines, errors } = await pipe(server.url, "a\n\n你好\nno newline");
+  await using server = startServer(echo());
+  // The scheme of a URL may be written in capitals.
+  const url = server.url.replace("ws", "WS");
+  const { code, lines, errors } = await pipe(url, "a\n\n你好\nno newline");
   assertEquals(code, 0);
-  assertEquals(errors, [`Connected to ${server.url}.`, "Connection closed: 1000 (OK)."]);
-  const sent = lines.map((line) => line.match(/^Data received as "(.*)"\. {2}time: /)?.[1]);
-  assertEquals(sent, ["a", "", "你好", "no newline"]);
+  assertEquals(errors, [`Connected to ${url}.`, "Connection closed: 1000 (OK)."]);
+  assertEquals(lines, ["a", "", "你好", "no newline"]);
 });
 
 test({ needs: "run" }, "a pipe may be long, and nothing of it is lost or cut", async () => {
@@ -159,6 +308,7 @@ test(
         [1008, "policy violation", 1],
         [1009, "message too big", 1],
         [1011, "internal error", 1],
+        [1012, "service restart", 1],
         [4000, "private use", 1],
       ] as const
     ) {
@@ -173,7 +323,7 @@ test(
         client.errors.all[1],
         /^Connection closed: \d{4} \(.+\) be\\u{1b}\\u{202e}gone\.$/,
       );
-      assertStringIncludes(client.errors.all[1], `${close} (${text}`);
+      assert(client.errors.all[1].includes(`${close} (${text}`), client.errors.all[1]);
       await client.stdin.close().catch(silent);
     }
   },
@@ -187,30 +337,88 @@ test({ needs: "run" }, "without a server it says so in one line and exits with 1
 
 test(
   { needs: "run" },
-  "a server that does not answer the Close frame is waited for, but not for long",
+  "a greeting is printed and is no answer, in every run",
+  async () => {
+    await using server = startServer({ ...echo(), open: (socket) => socket.send("welcome") });
+    for (let run = 0; run < 5; run++) {
+      const { code, lines } = await pipe(server.url, "a\nb\n");
+      assertEquals([code, lines], [0, ["welcome", "a", "b"]]);
+    }
+  },
+);
+
+test(
+  { needs: "run" },
+  "Ctrl-C ends it while the server does not read, and does not answer the Close frame either",
   async () => {
     using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     const url = `ws://127.0.0.1:${listener.addr.port}`;
-    const piped = pipe(url, "");
-    using connection = await listener.accept();
-    const request = new Uint8Array(4_096);
-    const head = new TextDecoder().decode(request.subarray(0, await connection.read(request) ?? 0));
-    const key = head.match(/sec-websocket-key: (.*)\r\n/i)?.[1];
-    // RFC 6455 section 1.3 has this constant, and how the key is answered.
-    const answered = new TextEncoder().encode(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`);
-    const accept = new Uint8Array(await crypto.subtle.digest("SHA-1", answered)).toBase64();
-    const lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"];
-    lines.push(`Sec-WebSocket-Accept: ${accept}`, "", "");
-    await connection.write(new TextEncoder().encode(lines.join("\r\n")));
-    const { code, errors } = await piped;
-    assertEquals(code, 1);
-    assertEquals(errors[1], "Connection closed: 1006 (connection closed abnormally).");
+    await using client = new Script("client.ts", ["-i", url], undefined, "piped");
+    using connection = await within(listener.accept(), "the client to connect");
+    await connection.write(await switchProtocols(connection));
+    await client.errors.next((line) => line.startsWith("Connected"));
+    // More than fits into what the client and the system keep of it.
+    const writer = client.stdin.getWriter();
+    const written = writer.write(new TextEncoder().encode(`${"x".repeat(99_999)}\n`.repeat(200)));
+    const isWritten = await Promise.race([written.then(() => true), delay(500).then(() => false)]);
+    assert(!isWritten, "the client takes everything");
+    client.kill("SIGINT");
+    assertEquals(await client.end(), 130);
+    const closed = "Connection closed: 1006 (connection closed abnormally).";
+    assertEquals(client.errors.all[1], closed);
+    await written.catch(silent);
+    await writer.close().catch(silent);
+  },
+);
+
+/** The answer to the handshake that arrives on a connection. */
+async function switchProtocols(connection: Deno.TcpConn) {
+  const request = new Uint8Array(4_096);
+  const head = new TextDecoder().decode(request.subarray(0, await connection.read(request) ?? 0));
+  const key = head.match(/sec-websocket-key: (.*)\r\n/i)?.[1];
+  // RFC 6455 section 1.3 has this constant, and how the key is answered.
+  const answered = new TextEncoder().encode(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`);
+  const accept = new Uint8Array(await crypto.subtle.digest("SHA-1", answered)).toBase64();
+  const lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"];
+  lines.push(`Sec-WebSocket-Accept: ${accept}`, "", "");
+  return new TextEncoder().encode(lines.join("\r\n"));
+}
+
+test(
+  { needs: "run" },
+  "a server that drops the connection right after the handshake ends it, in every run",
+  async () => {
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const url = `ws://127.0.0.1:${listener.addr.port}`;
+    for (let run = 0; run < 5; run++) {
+      await using client = new Script("client.ts", ["-i", url], undefined, "piped");
+      const connection = await within(listener.accept(), "the client to connect");
+      await connection.write(await switchProtocols(connection));
+      connection.close();
+      assertEquals(await client.end(), 1);
+      assertMatch(client.errors.all.at(-1) ?? "", /^Connection closed: 1006 /);
+      await client.stdin.close().catch(silent);
+    }
   },
 );
 
 // The interactive client at a terminal.
 
-/** A pseudo-terminal of 40 columns, with all that the client wrote to it. */
+/** How the interactive client is started. */
+function start(url: string, flags = ""): string {
+  return `"${Deno.execPath()}" run --allow-net client.ts -i ${url} ${flags}`;
+}
+
+/** Starts it with a short pause before it connects again. */
+function startQuick(url: string): string {
+  const script = `import { interact } from "./client.ts";
+    const signal = new AbortController().signal;
+    const options = { url: "${url}", timeout: 5_000, firstPause: 20, signal };
+    Deno.exit(await interact(options));`;
+  return `"${Deno.execPath()}" eval '${script.replaceAll("\n", " ")}'`;
+}
+
+/** A pseudo-terminal of 40 columns that runs a command, with all that was written to it. */
 class Terminal implements AsyncDisposable {
   screen = "";
   readonly #process: Deno.ChildProcess;
@@ -218,11 +426,9 @@ class Terminal implements AsyncDisposable {
   readonly #changes = new Inbox<void>();
   readonly #read: Promise<void>;
 
-  constructor(url: string) {
-    const command =
-      `stty cols 40 rows 20; exec "${Deno.execPath()}" run --allow-net client.ts -i ${url}`;
+  constructor(command: string) {
     this.#process = new Deno.Command("script", {
-      args: ["-qec", command, "/dev/null"],
+      args: ["-qec", `stty cols 40 rows 20; ${command}`, "/dev/null"],
       cwd: new URL("../", import.meta.url),
       env: { NO_COLOR: "1", TERM: "xterm" },
       stdin: "piped",
@@ -279,12 +485,12 @@ test(
   "at a terminal it writes the article's transcript, and Ctrl-D closes with 1000",
   async () => {
     const events = new Inbox<string>();
-    await using server = startServer({ ...listen(events), message: echo(silent).message });
-    await using terminal = new Terminal(server.url);
+    await using server = startServer(echo(events));
+    await using terminal = new Terminal(start(server.url));
     await terminal.shows(`Connected to ${server.url}.\r\n`);
     await terminal.shows("> ");
     await terminal.type("hello, world\r");
-    await terminal.shows(`< Data received as "hello, world".  time: `);
+    await terminal.shows("< hello, world\r\n");
     await terminal.shows("> ");
     await terminal.type("\x04");
     await terminal.shows("Connection closed: 1000 (OK).\r\n");
@@ -295,7 +501,7 @@ test(
 test({ needs: "run" }, "Ctrl-C at a terminal closes with 1000 as well", async () => {
   const events = new Inbox<string>();
   await using server = startServer(listen(events));
-  await using terminal = new Terminal(server.url);
+  await using terminal = new Terminal(start(server.url));
   await terminal.shows("> ");
   await terminal.type("half a line\x03");
   await terminal.shows("Connection closed: 1000 (OK).");
@@ -315,7 +521,7 @@ test(
     for (
       const typed of ["half a li", "a line so long that at forty columns it takes several rows"]
     ) {
-      await using terminal = new Terminal(server.url);
+      await using terminal = new Terminal(start(server.url));
       await terminal.shows("> ");
       await terminal.type(typed);
       await terminal.shows(typed.slice(-3));
@@ -340,13 +546,301 @@ test(
   "at a terminal too, the server's close ends it, with its code and name",
   async () => {
     await using server = startServer({ message: (socket) => socket.close(1009, "too much") });
-    await using terminal = new Terminal(server.url);
+    await using terminal = new Terminal(start(server.url));
     await terminal.shows("> ");
     await terminal.type("hello\r");
     await terminal.shows("Connection closed: 1009 (message too big) too much.");
     assertEquals(await terminal.end(), 1);
   },
 );
+
+test(
+  { needs: "run" },
+  "what arrives while it closes is shown, without a prompt",
+  async () => {
+    await using server = startServer({
+      ...echo(),
+      message: (socket) => {
+        for (let count = 0; count < 2_000; count++) socket.send("x".repeat(2_000));
+        socket.send("last");
+      },
+    });
+    await using terminal = new Terminal(start(server.url));
+    await terminal.shows("> ");
+    await terminal.type("go\r\x04");
+    await terminal.shows("< last\r\n");
+    const end = await terminal.shows("Connection closed: 1000 (OK).");
+    assert(!end.includes("> "), end);
+    assertEquals(await terminal.end(), 0);
+  },
+);
+
+test(
+  { needs: "run" },
+  "after Ctrl-Z and `fg` the line being typed is there, and the keys work",
+  async () => {
+    const events = new Inbox<string>();
+    await using server = startServer(listen(events));
+    // The shell changes the terminal while the client is stopped.
+    const shell = `bash -c 'set -m; ${start(server.url)}; stty sane; echo stopped; fg'`;
+    await using terminal = new Terminal(shell);
+    await terminal.shows("> ");
+    await terminal.type("half");
+    await terminal.shows("half");
+    await terminal.type("\x1a");
+    await terminal.shows("stopped");
+    await terminal.shows("> half");
+    await terminal.type("\x1b[DX\r");
+    assertEquals(await events.next(), "halXf");
+    await terminal.type("\x04");
+    assertEquals([await terminal.end(), await events.next()], [0, "closed with 1000"]);
+  },
+);
+
+test(
+  { needs: "run" },
+  "a lost connection comes back, with the history and the line being typed",
+  async () => {
+    const events = new Inbox<string>();
+    const sockets: WebSocket[] = [];
+    const handler = { ...listen(events), open: (socket: WebSocket) => void sockets.push(socket) };
+    await using server = startServer(handler);
+    await using terminal = new Terminal(startQuick(server.url));
+    await terminal.shows("> ");
+    await terminal.type("first\r");
+    assertEquals(await events.next(), "first");
+    await terminal.type("second");
+    await terminal.shows("second");
+    for (const code of [1001, 1012, 1013]) {
+      sockets.at(-1)?.close(code);
+      await terminal.shows(`Connection closed: ${code} (`);
+      await terminal.shows("Connecting again …");
+      await terminal.shows(`Connected to ${server.url}.\r\n`);
+      await terminal.shows("> second");
+      assertEquals(await events.next(), `closed with ${code}`);
+    }
+    await terminal.type("\r");
+    assertEquals(await events.next(), "second");
+    await terminal.type("\x1b[A\x1b[A\r");
+    assertEquals(await events.next(), "first");
+    await terminal.type("\x04");
+    assertEquals([await terminal.end(), await events.next()], [0, "closed with 1000"]);
+  },
+);
+
+test(
+  { needs: "run" },
+  "a line typed while there is no connection is not sent, and the history has it",
+  async () => {
+    const events = new Inbox<string>();
+    const first = startServer(echo());
+    await using terminal = new Terminal(startQuick(first.url));
+    await terminal.shows("> ");
+    await first[Symbol.asyncDispose]();
+    await terminal.shows("Connecting again …");
+    await terminal.type("lost?\r");
+    await terminal.shows("Not sent: ");
+    await using _second = startServer(listen(events), { port: first.port });
+    await terminal.shows(`Connected to ${first.url}.`);
+    await terminal.type("new\r");
+    assertEquals(await events.next(), "new");
+    await terminal.type("\x1b[A\x1b[A\r");
+    assertEquals(await events.next(), "lost?");
+    await terminal.type("\x03");
+    assertEquals(await terminal.end(), 0);
+  },
+);
+
+test(
+  { needs: "run" },
+  "Ctrl-C ends it while it tries to connect again",
+  async () => {
+    const server = startServer(listen(new Inbox()));
+    await using terminal = new Terminal(start(server.url));
+    await terminal.shows("> ");
+    await server[Symbol.asyncDispose]();
+    await terminal.shows("Connecting again …");
+    await terminal.type("\x03");
+    assertEquals(await terminal.end(), 1);
+  },
+);
+
+test({ needs: "run" }, "with --no-reconnect a lost connection ends it", async () => {
+  await using server = startServer({ ...echo(), message: (socket) => socket.close(1012) });
+  await using terminal = new Terminal(start(server.url, "--no-reconnect"));
+  await terminal.shows("> ");
+  await terminal.type("hello\r");
+  await terminal.shows("Connection closed: 1012 (service restart).\r\n");
+  assertEquals(await terminal.end(), 1);
+});
+
+test({ needs: "net" }, "chance decides how long each pause is", async () => {
+  let requests = 0;
+  await using server = serveBare((request) => {
+    if (++requests % 3) return new Response("", { status: 503 });
+    const { socket, response } = Deno.upgradeWebSocket(request);
+    socket.onmessage = () => socket.send("");
+    return response;
+  });
+  const { random } = Math;
+  // Without chance these would wait for hours.
+  Math.random = () => 0;
+  try {
+    await using _websocket = await connectAgain(optionsFor(server.url, { firstPause: 1e8 }));
+    await loop("hello", optionsFor(server.url, { patience: 1e10 }));
+    assertEquals(requests, 6);
+  } finally {
+    Math.random = random;
+  }
+});
+
+Deno.test("a pause ends at once with the signal", async () => {
+  const leave = new AbortController();
+  const paused = pause(4, 1e9, leave.signal);
+  leave.abort();
+  await assertRejects(() => paused, DOMException);
+});
+
+// How a handshake fails.
+
+test({ needs: "net" }, "it says why a handshake failed, and what to do", async () => {
+  await using server = serveBare((request) =>
+    new Response("", { status: Number(new URL(request.url).pathname.slice(1)) })
+  );
+  const port = new URL(server.url).port;
+  for (
+    const [url, isPassing, reason] of [
+      [`${server.url}/401`, false, /\(.*401\): .*--header/],
+      [`${server.url}/403`, false, /\(.*403\): .*--origin/],
+      [`${server.url}/404`, false, /\(.*404\): .*path/],
+      [`${server.url}/200`, false, /\(.*200\): .*path/],
+      [`${server.url}/503`, true, /\(.*503\): .*later/],
+      [`${server.url}/500`, true, /\(.*500\)$/],
+      [`wss://127.0.0.1:${port}`, false, /: .* use ws:\/\//],
+      ["ws://127.0.0.1:1", true, /: start the server/],
+    ] as const
+  ) {
+    const withPassword = url.replace("//", "//user:secret@");
+    const error = await assertRejects(() => connect(optionsFor(withPassword)), Error);
+    assert(error.message.startsWith(`No connection to ${url} (`), error.message);
+    assertMatch(error.message, reason);
+    assertEquals(error instanceof ConnectionError, isPassing, url);
+  }
+});
+
+test({ needs: "net" }, "a server that does not answer the handshake is given up", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const url = `ws://127.0.0.1:${listener.addr.port}`;
+  const failed = assertRejects(
+    () => connect(optionsFor(url, { timeout: 50 })),
+    ConnectionError,
+    "--timeout",
+  );
+  using _connection = await within(listener.accept(), "the client to connect");
+  await failed;
+});
+
+test({ needs: "run" }, "a certificate that is not trusted is told with what to do", async () => {
+  const directory = await Deno.makeTempDir();
+  try {
+    const [keyFile, certFile] = [`${directory}/key.pem`, `${directory}/cert.pem`];
+    const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1";
+    const args = [...request.split(" "), "-keyout", keyFile, "-out", certFile];
+    args.push("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost");
+    const openssl = new Deno.Command("openssl", { args, stderr: "piped" });
+    assert((await openssl.output()).success);
+    const [key, cert] = [Deno.readTextFileSync(keyFile), Deno.readTextFileSync(certFile)];
+    await using server = startServer(echo(), { key, cert });
+    const url = `wss://localhost:${server.port}`;
+    const error = await assertRejects(() => connect(optionsFor(url)), Error, "--cert=FILE");
+    assert(!(error instanceof ConnectionError));
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+});
+
+// What needs no permission.
+
+Deno.test("a host that has no address is told as such, and not tried again", () => {
+  const error = handshakeError("ws://nowhere", new Error("dns error"));
+  assertEquals(
+    error.message,
+    "No connection to ws://nowhere (dns error): there is no such host, check the URL",
+  );
+  assert(!(error instanceof ConnectionError));
+});
+
+Deno.test("a reason that is not known is told, and may pass", () => {
+  const error = handshakeError("ws://a:b@somewhere", new Error("full moon"));
+  assertEquals(error.message, "No connection to ws://somewhere (full moon)");
+  assert(error instanceof ConnectionError);
+});
+
+Deno.test("credentials of a URL are not shown, wherever they are", () => {
+  assertEquals(withoutCredentials("ws://user:secret@host:1/a@b?c@d"), "ws://host:1/a@b?c@d");
+  assertEquals(withoutCredentials("WSS://secret@host"), "WSS://host");
+  assertEquals(withoutCredentials("ws:///user:sec@ret@host"), "ws:///host");
+  assertEquals(withoutCredentials("ws://host/a@b"), "ws://host/a@b");
+  assertEquals(withoutCredentials("ws://host\\a@b"), "ws://host\\a@b");
+});
+
+Deno.test("a header is a name, a colon and a value", () => {
+  const headers = parseHeaders([
+    "Cookie: a=b; c=d",
+    "X-Url:ws://host:80/",
+    "X-Many: 1",
+    "X-Many: 2",
+    "X-Empty:",
+  ]);
+  assertEquals([...headers], [
+    ["cookie", "a=b; c=d"],
+    ["x-empty", ""],
+    ["x-many", "1, 2"],
+    ["x-url", "ws://host:80/"],
+  ]);
+});
+
+Deno.test("a header that can't be sent is refused, and its value is not shown", () => {
+  const wrong = ["secret", ": secret", "two words: secret", "A: secret\nB: c", "A: 秘密 secret"];
+  for (const line of [...wrong, "Host: secret", "sec-websocket-key: secret"]) {
+    const { message } = assertThrows(() => parseHeaders([line]), Error);
+    assert(!message.includes("secret"), message);
+  }
+});
+
+/** The lines that come out of a pipe that brings these pieces. */
+async function linesOf(...pieces: string[]): Promise<string[]> {
+  const bytes = new TextEncoder().encode(pieces.join(""));
+  // A piece may end anywhere, also within a character.
+  const chunks = pieces.length > 1 ? [...bytes].map((byte) => Uint8Array.of(byte)) : [bytes];
+  const { signal } = new AbortController();
+  return await Array.fromAsync(readLines(ReadableStream.from(chunks), signal));
+}
+
+Deno.test("a line ends with LF or CR LF, and nothing else is taken away from it", async () => {
+  assertEquals(await linesOf("a\r\n\n\ufeffb\u2028c\rd \n\te"), [
+    "a",
+    "",
+    "\ufeffb\u2028c\rd ",
+    "\te",
+  ]);
+  assertEquals(await linesOf("\ufeffa\n"), ["\ufeffa"]);
+  assertEquals(await linesOf("你", "好\r", "\nx"), ["你好", "x"]);
+  assertEquals(await linesOf(""), []);
+});
+
+Deno.test("a line that is too long for a message is an error", async () => {
+  const megabyte = new Uint8Array(1024 * 1024).fill(97);
+  const { signal } = new AbortController();
+  const input = ReadableStream.from(Array<typeof megabyte>(1024).fill(megabyte));
+  await assertRejects(() => Array.fromAsync(readLines(input, signal)), Error, "split it");
+});
+
+Deno.test("only a server that is away is worth another connection", () => {
+  const codes = [0, 1000, 1001, 1005, 1006, 1008, 1009, 1011, 1012, 1013, 4000];
+  const lost = codes.filter((code) => isLost(new CloseEvent("close", { code })));
+  assertEquals(lost, [0, 1001, 1006, 1012, 1013]);
+});
 
 Deno.test("binary is shown as a line of hexadecimal, cut when long", () => {
   assertEquals(show(new Uint8Array([0, 15, 255]).buffer), "3 bytes: 00 0f ff");

@@ -52,6 +52,9 @@ export const NATS_SERVER = find(
   "/usr/local/bin/nats-server",
 );
 
+/** Debian's Python, where its package python3-websockets is installed. */
+export const PYTHON = find("/usr/lib/python3/dist-packages/websockets") && find("/usr/bin/python3");
+
 /** What a test may need: where it is missing, the test is ignored, and a line says what to do. */
 const needs = {
   net: [net, "that need the network: `deno task test` runs them"],
@@ -62,6 +65,10 @@ const needs = {
   ],
   chromium: [run && CHROMIUM, "of the page: install Chromium, and `deno task test` runs them"],
   nats: [run && NATS_SERVER, "with NATS: install nats-server, and `deno task test` runs them"],
+  python: [
+    run && PYTHON,
+    "with Python: install python3-websockets, and `deno task test` runs them",
+  ],
 } as const;
 const told = new Set<string>();
 

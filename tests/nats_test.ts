@@ -2,9 +2,10 @@
 
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { deadline, retry } from "@std/async";
-import { connectRelay, type RelayOptions, roomSubject } from "../relay.ts";
-import { Inbox, NATS_SERVER, RawClient, Script, test, TestClient, within } from "./helpers.ts";
-import { handshake } from "./helpers.ts";
+import { room } from "../broadcast_server.ts";
+import { connectRelay, type Relay, type RelayOptions, roomSubject } from "../relay.ts";
+import { handshake, Inbox, NATS_SERVER, RawClient, Script } from "./helpers.ts";
+import { startServer, test, TestClient, within } from "./helpers.ts";
 
 /** For tests that need much to be on its way. */
 const LARGE = new Uint8Array(64 * 1024);
@@ -320,17 +321,39 @@ natsTest("an instance pays only for the rooms that it has clients in", async (br
   });
 });
 
+test({ needs: "net" }, "a room stays entered as long as someone is in it", async () => {
+  const events = new Inbox<string>();
+  let entered = 0;
+  const relay: Relay = {
+    maxMessage: 1,
+    enter: (name) => Promise.resolve(events.put(`${name} is entered ${++entered} times`)),
+    leave: (name) => events.put(`${name} is entered ${--entered} times`),
+    publish: () => {},
+    close: () => Promise.resolve(),
+  };
+  await using server = startServer(room(new Map(), { log: () => {}, print: () => {}, relay }));
+  const client = await TestClient.open(`${server.url}/?room=red`);
+  // The handshake has entered it as well, and leaves it after a while.
+  const next = () => events.next(undefined, "an event");
+  assertEquals(
+    [await next(), await next(), await next()],
+    [1, 2, 1].map((times) => `red is entered ${times} times`),
+  );
+  await client.close();
+  assertEquals(await next(), "red is entered 0 times");
+});
+
 natsTest("the first of a room hears the answer to what it says at once", async (broker) => {
   await using here = await Script.server("broadcast_server.ts", "--nats", broker.url);
   await using there = await Script.server("broadcast_server.ts", "--nats", broker.url);
   await using responder = await TestClient.open(`${there.url}/?room=red`);
   await using neighbor = await TestClient.open(here.url);
-  responder.socket.onmessage = () => responder.send("answer");
+  responder.socket.onmessage = ({ data }) => data === "question" && responder.send("answer");
   broker.signal("SIGSTOP");
   const first = new TestClient(new WebSocket(`${here.url}/?room=red`));
   const opened = new Promise((resolve) => first.socket.onopen = resolve);
-  // A room that is entered already waits for nobody.
-  await (await TestClient.open(here.url)).close();
+  // Nobody waits in a room that is entered already.
+  for (let count = 0; count < 5; count++) await (await TestClient.open(here.url)).close();
   assertEquals(first.socket.readyState, WebSocket.CONNECTING);
   broker.signal("SIGCONT");
   await within(opened, "the connection");

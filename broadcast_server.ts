@@ -134,9 +134,13 @@ if (import.meta.main) {
     const rooms: Rooms = new Map();
     const receive = (name: string, data: string | ArrayBuffer) =>
       broadcast(rooms.get(name) ?? [], data);
-    const relay = nats === undefined
-      ? undefined
-      : await (await import("./relay.ts")).connectRelay({ url: nats, subject, receive, log });
+    const relay = nats === undefined ? undefined : await (await import("./relay.ts")).connectRelay({
+      url: nats,
+      subject,
+      receive,
+      // Its lines must not drown among those of clients that come and go.
+      log: limited(console.log),
+    });
     const refuse = token ? requireToken(token, log) : undefined;
     const limits = { port: 9998, maxMessage: relay?.maxMessage };
     runServer(

@@ -53,6 +53,7 @@ export interface RelayOptions {
 
 /** A room that this server has clients in. */
 interface Room {
+  /** How often it was entered and not left again. */
   clients: number;
   /** Missing where the room was entered while NATS was away. */
   subscription?: transport.Subscription;
@@ -106,6 +107,7 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   let nats: transport.NatsConnection;
   /** Where NATS can be reached: it tells where the rest of its cluster is. */
   let servers = [host];
+  /** Aborted when NATS is lost: nats.js leaves a `flush` that is under way without an answer. */
   let loss = new AbortController();
   /** Whether NATS is there, and the other servers have had the time to come back to it. */
   let isSettled = false;

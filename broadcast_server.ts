@@ -13,8 +13,8 @@ import { type Handler, requireToken, runServer, SERVER_FLAGS, SERVER_USAGE } fro
 
 /** Characters of the longest name of a room: the name is printed, and is part of a NATS subject. */
 const MAX_NAME = 100;
-/** Milliseconds after which a handshake has let a client in, or never will. */
-const HANDSHAKE_TIMEOUT = 10_000;
+/** Milliseconds after which an accepted handshake has let its client in, or was reset by it. */
+const HANDSHAKE_TIMEOUT = 1_000;
 
 /** The clients in each room, by its name. The common room has the name "", an empty room no entry. */
 export type Rooms = Map<string, Set<WebSocket>>;
@@ -59,7 +59,7 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
   /** Hears the room from before its first client comes, in case that this one says something at once. */
   async function enter(name: string, relay: Relay) {
     await relay.enter(name);
-    setTimeout(() => rooms.has(name) || relay.leave(name), HANDSHAKE_TIMEOUT);
+    setTimeout(() => relay.leave(name), HANDSHAKE_TIMEOUT);
   }
 
   return {
@@ -77,6 +77,7 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
     },
     open(socket, request) {
       const name = nameOf(request) ?? "";
+      relay?.enter(name);
       names.set(socket, name);
       rooms.set(name, clientsIn(name).add(socket));
       tell("A client joined", name);
@@ -86,9 +87,8 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
       const name = names.get(socket) ?? "";
       clientsIn(name).delete(socket);
       tell(`A client left (${code})`, name);
-      if (clientsIn(name).size > 0) return;
-      rooms.delete(name);
       relay?.leave(name);
+      if (clientsIn(name).size === 0) rooms.delete(name);
     },
   };
 }
@@ -134,9 +134,13 @@ if (import.meta.main) {
     const rooms: Rooms = new Map();
     const receive = (name: string, data: string | ArrayBuffer) =>
       broadcast(rooms.get(name) ?? [], data);
-    const relay = nats === undefined
-      ? undefined
-      : await (await import("./relay.ts")).connectRelay({ url: nats, subject, receive, log });
+    const relay = nats === undefined ? undefined : await (await import("./relay.ts")).connectRelay({
+      url: nats,
+      subject,
+      receive,
+      // Its lines must not drown among those of clients that come and go.
+      log: limited(console.log),
+    });
     const refuse = token ? requireToken(token, log) : undefined;
     const limits = { port: 9998, maxMessage: relay?.maxMessage };
     runServer(

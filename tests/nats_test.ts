@@ -1,12 +1,22 @@
 // What the broadcast server promises where a NATS server, here a real one, joins its instances.
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
-import { retry } from "@std/async";
-import { Inbox, NATS_SERVER, RawClient, Script, test, TestClient, within } from "./helpers.ts";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { deadline, retry } from "@std/async";
+import { room } from "../broadcast_server.ts";
+import { connectRelay, type Relay, type RelayOptions, roomSubject } from "../relay.ts";
+import { handshake, Inbox, NATS_SERVER, RawClient, Script } from "./helpers.ts";
+import { startServer, test, TestClient, within } from "./helpers.ts";
 
 /** For tests that need much to be on its way. */
 const LARGE = new Uint8Array(64 * 1024);
+const SPEAKER = { reconnectWait: 150 };
 const LOST = "NATS is lost: local clients go on, reconnecting.";
+/** Names that mean something in a URL, in a NATS subject, or to those who read them. */
+const NAMES = [
+  ...["red", "RED", "r_e-d", "text", "binary", "a.b", "a%2Eb", "a b", "a+b", "*", ">", ".", ".."],
+  ...["/", "?", "#", "%", "%2F", "$SYS", "$", "\\", "\n", "\0", "\u{feff}", "你好", "é", "e\u0301"],
+  ...["👩‍👩‍👧‍👦", "x".repeat(100), "😀".repeat(100)],
+];
 
 /** Registers a test that gets a NATS server of its own. */
 function natsTest(name: string, fn: (broker: Broker) => Promise<void>): void {
@@ -17,24 +27,49 @@ function natsTest(name: string, fn: (broker: Broker) => Promise<void>): void {
   });
 }
 
+/** Waits until a program that listens at this port can be connected to. */
+async function listening(port: number): Promise<void> {
+  const connect = async () => (await RawClient.open(port))[Symbol.dispose]();
+  await retry(connect, { minTimeout: 10, maxTimeout: 50, maxAttempts: 100 });
+}
+
+function freePort(): number {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return listener.addr.port;
+}
+
 /** A nats-server, which can be stopped and started again at the same address. */
 class Broker implements AsyncDisposable {
-  readonly port: number;
-  readonly url: string;
+  readonly port = freePort();
+  readonly url = `nats://127.0.0.1:${this.port}`;
+  readonly #monitor = freePort();
   #process?: Deno.ChildProcess;
 
-  constructor() {
-    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-    this.port = listener.addr.port;
-    this.url = `nats://127.0.0.1:${this.port}`;
-  }
-
   async start(...flags: string[]): Promise<void> {
-    const args = ["--addr", "127.0.0.1", "--port", `${this.port}`, ...flags];
+    const ports = ["--port", `${this.port}`, "--http_port", `${this.#monitor}`];
+    const args = ["--addr", "127.0.0.1", ...ports, ...flags];
     const output = { stdout: "null", stderr: "null" } as const;
     this.#process = new Deno.Command(NATS_SERVER ?? "", { args, ...output }).spawn();
-    const connect = async () => (await RawClient.open(this.port))[Symbol.dispose]();
-    await retry(connect, { minTimeout: 10, maxAttempts: 10 });
+    await listening(this.port);
+  }
+
+  /** Starts it with a configuration, in the place of the one that runs. */
+  async restart(configuration: string): Promise<void> {
+    await this.stop();
+    const path = await Deno.makeTempFile();
+    await Deno.writeTextFile(path, configuration);
+    await this.start("--config", path);
+    await Deno.remove(path);
+  }
+
+  /** How many subscriptions there are, beside its own. */
+  async subscriptions(): Promise<number> {
+    const answer = await fetch(`http://127.0.0.1:${this.#monitor}/connz?subs=true`);
+    const { connections } = await answer.json();
+    return connections.reduce(
+      (sum: number, each: { subscriptions: number }) => sum + each.subscriptions,
+      0,
+    );
   }
 
   signal(signal: Deno.Signal): void {
@@ -50,6 +85,57 @@ class Broker implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.stop();
   }
+}
+
+/**
+ * A relay in this process, with what it hears and logs. `SPEAKER` waits long enough after NATS is
+ * back for all others, which try every 10 ms.
+ */
+async function startRelay(url: string, options: Partial<RelayOptions> = {}) {
+  const messages = new Inbox<{ room: string; data: string | ArrayBuffer }>();
+  const lines = new Inbox<string>();
+  const relay = await connectRelay({
+    url,
+    subject: "broadcast",
+    reconnectWait: 10,
+    receive: (room, data) => messages.put({ room, data }),
+    log: (line) => lines.put(line),
+    ...options,
+  });
+  return { ...relay, messages, lines, [Symbol.asyncDispose]: relay.close };
+}
+
+/** The number in the line that tells how many messages were lost. */
+async function lostBy({ lines }: { lines: Inbox<string> }): Promise<number> {
+  const line = await lines.next((line) => line.includes("not relayed"), "the count");
+  return Number(
+    line.match(/^(\d+) messages? w(as|ere) not relayed to the other instances\.$/)?.[1],
+  );
+}
+
+/** Listens as NATS does, and does to those who connect what a test wants. */
+function pretendBroker(port: number, speak: (connection: Deno.TcpConn) => Promise<void>) {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port });
+  const connections: Deno.TcpConn[] = [];
+  const info = { proto: 1, version: "2.9.10", max_payload: 1000, headers: true };
+  const welcome = async (connection: Deno.TcpConn) => {
+    await connection.write(new TextEncoder().encode(`INFO ${JSON.stringify(info)}\r\n`));
+    await speak(connection);
+  };
+  const listen = async () => {
+    for await (const connection of listener) {
+      connections.push(connection);
+      // Who has connected may leave at any time.
+      welcome(connection).catch(() => {});
+    }
+  };
+  const listening = listen();
+  const stop = async () => {
+    listener.close();
+    await listening;
+    for (const connection of connections) connection.close();
+  };
+  return { [Symbol.asyncDispose]: stop };
 }
 
 /** An instance of the broadcast server, with two clients that it knows of. */
@@ -73,6 +159,39 @@ async function upTo(last: string, { messages }: TestClient): Promise<(string | A
   await messages.next((message) => message === last, `"${last}"`);
   return messages.all;
 }
+
+Deno.test("the name of a room is one word of its subjects, from which it can be read back", () => {
+  for (const name of NAMES) {
+    const [prefix, ...words] = roomSubject("broadcast", name).split(".");
+    assertEquals([prefix, words.length], ["broadcast", 1], name);
+    assertMatch(words[0], /^[^\s.*>\p{C}]+$/u);
+    assertEquals(decodeURIComponent(words[0]), name);
+  }
+});
+
+Deno.test("plain names are readable in subjects, and the common room adds no word", () => {
+  assertEquals(roomSubject("broadcast", "red"), "broadcast.red");
+  assertEquals(roomSubject("my.servers", "Room-12_b"), "my.servers.Room-12_b");
+  assertEquals(roomSubject("my.servers", "a.b *"), "my.servers.a%2Eb%20%2A");
+  assertEquals(roomSubject("my.servers", ""), "my.servers");
+});
+
+Deno.test("a wrong URL or subject is a mistake in the command line", async () => {
+  const usageError = async (url: string, subject: string) => {
+    const options = { url, subject, receive: () => {}, log: () => {} };
+    const error = await assertRejects(() => connectRelay(options), Error);
+    return [error.message, "code" in error && error.code];
+  };
+  const code = "ERR_PARSE_ARGS_INVALID_OPTION_VALUE";
+  for (const url of ["", "127.0.0.1:4222", "nats://", "http://127.0.0.1:4222", "nats://me:%@a"]) {
+    const message = "--nats takes a URL such as nats://127.0.0.1:4222.";
+    assertEquals(await usageError(url, "broadcast"), [message, code], url);
+  }
+  for (const subject of ["", "red room", "red.*", ">", "red..room", ".red", "red."]) {
+    const message = `--subject takes words with dots between them, not "${subject}".`;
+    assertEquals(await usageError("nats://127.0.0.1:4222", subject), [message, code]);
+  }
+});
 
 natsTest("three instances are one room: all hear all, once and in order", async (broker) => {
   await using first = await startInstance(broker);
@@ -121,7 +240,8 @@ natsTest("other rooms hear nothing, and any program that speaks NATS can join", 
   await receive("PONG\r\n");
   red.clients[0].send("for red");
   await receive("MSG red.room.text 1 7\r\nfor red\r\n");
-  await other.write("PUB broadcast.text 8\r\nfor blue\r\nPUB red.room.binary 3\r\n\0\x01\x02\r\n");
+  await other.write("PUB broadcast.other 8\r\nfor none\r\nPUB broadcast.text 8\r\nfor blue\r\n");
+  await other.write("PUB red.room.binary 3\r\n\0\x01\x02\r\n");
   assertEquals(await blue.clients[0].next(), "for blue");
   assertEquals(await red.clients[1].next(), "for red");
   assertEquals(await red.clients[1].next(), new Uint8Array([0, 1, 2]).buffer);
@@ -135,14 +255,22 @@ natsTest("a missing NATS is one line and exit code 1, a bad subject is 2", async
   const line =
     `No NATS server at 127.0.0.1:${broker.port} (connection refused): start nats-server there.`;
   assertEquals([...script.errors.all, ...script.lines.all], [line]);
-  for (const subject of ["", "red room", "red.*", ">", "red..room"]) {
-    await using script = new Script("broadcast_server.ts", [...flags, "--subject", subject]);
-    assertEquals(await script.end(), 2, `The subject was "${subject}".`);
-    assertMatch(script.errors.all[0], /^--subject takes words/);
-  }
-  await using wrong = new Script("broadcast_server.ts", ["--nats", "127.0.0.1:4222"]);
+  await using wrong = new Script("broadcast_server.ts", [...flags, "--subject", "red.*"]);
   assertEquals(await wrong.end(), 2);
-  assertMatch(wrong.errors.all[0], /^--nats takes a URL/);
+  assertMatch(wrong.errors.all[0], /^--subject takes words/);
+  assertMatch(wrong.errors.all[1], /^Usage: /);
+});
+
+test({ needs: "run" }, "without permission for NATS, the line names the permission", async () => {
+  for (const host of ["127.0.0.1", "localhost"]) {
+    await using script = new Script("broadcast_server.ts", ["--nats", `nats://${host}:4222`], []);
+    assertEquals(await script.end(), 1);
+    assertEquals(script.errors.all.length, 1);
+    assertMatch(
+      script.errors.all[0],
+      /^Requires net access to "[^"]+:4222".*: deno run --allow-net/,
+    );
+  }
 });
 
 natsTest("its URL may hold user and password, which no line shows", async (broker) => {
@@ -154,6 +282,146 @@ natsTest("its URL may hold user and password, which no line shows", async (broke
   assertEquals(await script.end(), 1);
   assertEquals([script.errors.all.length, script.lines.all], [1, []]);
   assertMatch(script.errors.all[0], /^No NATS server at 127\.0\.0\.1:\d+ \(/);
+});
+
+natsTest("rooms of any name are heard on all instances, and by nobody else", async (broker) => {
+  await using here = await Script.server("broadcast_server.ts", "--nats", broker.url);
+  await using there = await Script.server("broadcast_server.ts", "--nats", broker.url);
+  const join = async ({ url }: { url: string }, name: string) => {
+    const query = name === "" ? "" : `/?room=${encodeURIComponent(name)}`;
+    return { name, client: await TestClient.open(url + query) };
+  };
+  const names = ["", ...NAMES];
+  const speakers = await Promise.all(names.map((name) => join(here, name)));
+  const listeners = await Promise.all(names.map((name) => join(there, name)));
+  for (const { name, client } of speakers) client.send(`in "${name}"`);
+  for (const { client } of speakers) client.send("the end");
+  for (const { name, client } of [...speakers, ...listeners]) {
+    assertEquals(await upTo("the end", client), [`in "${name}"`, "the end"]);
+  }
+  await Promise.all([...speakers, ...listeners].map(({ client }) => client.close()));
+});
+
+natsTest("an instance pays only for the rooms that it has clients in", async (broker) => {
+  await using here = await Script.server("broadcast_server.ts", "--nats", broker.url);
+  await using there = await Script.server("broadcast_server.ts", "--nats", broker.url);
+  await using _third = await Script.server("broadcast_server.ts", "--nats", broker.url);
+  assertEquals(await broker.subscriptions(), 0);
+  const clients = await Promise.all(
+    [here, here, there].map(({ url }) => TestClient.open(`${url}/?room=red`)),
+  );
+  assertEquals(await broker.subscriptions(), 2);
+  for (const client of clients) await client.close();
+  // A handshake that its client resets must not keep the room subscribed either.
+  (await RawClient.open(Number(new URL(here.url).port), handshake())).connection.close();
+  await retry(async () => assertEquals(await broker.subscriptions(), 0), {
+    minTimeout: 100,
+    maxTimeout: 100,
+    maxAttempts: 50,
+  });
+});
+
+test({ needs: "net" }, "a room stays entered as long as someone is in it", async () => {
+  const events = new Inbox<string>();
+  let entered = 0;
+  const relay: Relay = {
+    maxMessage: 1,
+    enter: (name) => Promise.resolve(events.put(`${name} is entered ${++entered} times`)),
+    leave: (name) => events.put(`${name} is entered ${--entered} times`),
+    publish: () => {},
+    close: () => Promise.resolve(),
+  };
+  await using server = startServer(room(new Map(), { log: () => {}, print: () => {}, relay }));
+  const client = await TestClient.open(`${server.url}/?room=red`);
+  // The handshake has entered it as well, and leaves it after a while.
+  const next = () => events.next(undefined, "an event");
+  assertEquals(
+    [await next(), await next(), await next()],
+    [1, 2, 1].map((times) => `red is entered ${times} times`),
+  );
+  await client.close();
+  assertEquals(await next(), "red is entered 0 times");
+});
+
+natsTest("the first of a room hears the answer to what it says at once", async (broker) => {
+  await using here = await Script.server("broadcast_server.ts", "--nats", broker.url);
+  await using there = await Script.server("broadcast_server.ts", "--nats", broker.url);
+  await using responder = await TestClient.open(`${there.url}/?room=red`);
+  await using neighbor = await TestClient.open(here.url);
+  responder.socket.onmessage = ({ data }) => data === "question" && responder.send("answer");
+  broker.signal("SIGSTOP");
+  const first = new TestClient(new WebSocket(`${here.url}/?room=red`));
+  const opened = new Promise((resolve) => first.socket.onopen = resolve);
+  // Nobody waits in a room that is entered already.
+  for (let count = 0; count < 5; count++) await (await TestClient.open(here.url)).close();
+  assertEquals(first.socket.readyState, WebSocket.CONNECTING);
+  broker.signal("SIGCONT");
+  await within(opened, "the connection");
+  first.send("question");
+  assertEquals(await upTo("answer", first), ["question", "answer"]);
+  assertEquals(neighbor.messages.all, []);
+  await first.close();
+});
+
+natsTest("10,000 rooms that were entered and left leave no subscription", async (broker) => {
+  await using relay = await startRelay(broker.url);
+  for (let first = 0; first < 10_000; first += 500) {
+    const names = Array.from({ length: 500 }, (_, index) => `room ${first + index}`);
+    await Promise.all(names.map((name) => relay.enter(name)));
+    if (first === 0) assertEquals(await broker.subscriptions(), 500);
+    for (const name of names) relay.leave(name);
+  }
+  await relay.enter("the end");
+  assertEquals(await broker.subscriptions(), 1);
+});
+
+natsTest("a room is heard until it was left as often as it was entered", async (broker) => {
+  await using here = await startRelay(broker.url, SPEAKER);
+  await using there = await startRelay(broker.url);
+  const entering = there.enter("red");
+  there.leave("red");
+  await Promise.all([entering, there.enter("red"), there.enter("red")]);
+  there.leave("red");
+  there.leave("blue");
+  here.publish("red", "heard");
+  assertEquals(await there.messages.next(), { room: "red", data: "heard" });
+  there.leave("red");
+  await there.enter("blue");
+  here.publish("red", "not heard");
+  here.publish("blue", "the end");
+  assertEquals(await there.messages.next(), { room: "blue", data: "the end" });
+});
+
+natsTest("all rooms are back when NATS is, also those entered meanwhile", async (broker) => {
+  await using here = await startRelay(broker.url, SPEAKER);
+  await using there = await startRelay(broker.url);
+  await Promise.all(["", "red", "left"].map((room) => there.enter(room)));
+  await broker.stop();
+  await Promise.all([heard(here.lines, LOST), heard(there.lines, LOST)]);
+  there.leave("left");
+  await there.enter("new");
+  for (const room of ["left", "", "red", "new"]) here.publish(room, `in "${room}"`);
+  await broker.start();
+  for (const room of ["", "red", "new"]) {
+    assertEquals(await there.messages.next(), { room, data: `in "${room}"` });
+  }
+  assertEquals(await broker.subscriptions(), 3);
+});
+
+natsTest("messages arrive as they were, with a byte order mark and in any size", async (broker) => {
+  await broker.restart("max_payload: 8000000");
+  await using here = await startRelay(broker.url, SPEAKER);
+  await using there = await startRelay(broker.url);
+  await there.enter("");
+  assertEquals(here.maxMessage, 8_000_000);
+  const binary = crypto.getRandomValues(new Uint8Array(1000)).buffer;
+  for (const data of ["\ufeffBOM", "", "\0", "你好 😀", binary, new ArrayBuffer(0)]) {
+    here.publish("", data);
+    assertEquals(await there.messages.next(), { room: "", data });
+  }
+  here.publish("", "x".repeat(8_000_000));
+  const { data } = await there.messages.next();
+  assert(data === "x".repeat(8_000_000));
 });
 
 natsTest("while NATS is away all goes on, and is relayed later or counted", async (broker) => {
@@ -168,16 +436,8 @@ natsTest("while NATS is away all goes on, and is relayed later or counted", asyn
     await neighbor.next();
   }
   there.clients[0].send("hello from there");
-  // It comes back twice: what waits is not to be lost to a NATS that is gone again at once.
   await broker.start();
-  await heard(here.script.lines, "NATS is back.");
-  await broker.stop();
-  await heard(here.script.lines, LOST);
-  await broker.start();
-  const line = await here.script.lines.next((line) => line.includes("not relayed"), "the count");
-  const lost = Number(
-    line.match(/^(\d+) messages were not relayed to the other instances\.$/)?.[1],
-  );
+  const lost = await lostBy(here.script);
   assertEquals(await neighbor.next(), "hello from there");
   speaker.send("the end");
   const relayed = (await upTo("the end", there.clients[1])).filter((each) => each !== "the end");
@@ -187,14 +447,10 @@ natsTest("while NATS is away all goes on, and is relayed later or counted", asyn
 });
 
 natsTest("what NATS will not take is told, and the rest goes on", async (broker) => {
-  const config = await Deno.makeTempFile();
   const permissions = "{ publish: { deny: broadcast.binary } }";
   const users = `[{ user: any, password: any, permissions: ${permissions} }]`;
   const limits = `max_payload: 1000, no_auth_user: any, authorization: { users: ${users} }`;
-  await Deno.writeTextFile(config, limits);
-  await broker.stop();
-  await broker.start("--config", config);
-  await Deno.remove(config);
+  await broker.restart(limits);
   await using here = await startInstance(broker);
   await using there = await startInstance(broker);
   here.clients[0].send("x".repeat(1001));
@@ -203,6 +459,159 @@ natsTest("what NATS will not take is told, and the rest goes on", async (broker)
   await heard(here.script.lines, `NATS: Permissions Violation for Publish to "broadcast.binary"`);
   here.clients[1].send("x".repeat(1000));
   assertEquals(await there.clients[0].next(), "x".repeat(1000));
+});
+
+natsTest("a message that NATS refuses is counted, and costs no other", async (broker) => {
+  await using here = await startRelay(broker.url, SPEAKER);
+  await using there = await startRelay(broker.url);
+  await there.enter("");
+  await broker.stop();
+  await Promise.all([heard(here.lines, LOST), heard(there.lines, LOST)]);
+  for (const text of ["one", "x".repeat(1001), "two"]) here.publish("", text);
+  const permissions = "{ publish: { deny: broadcast.binary } }";
+  const users = `[{ user: any, password: any, permissions: ${permissions} }]`;
+  await broker.restart(
+    `max_payload: 1000, no_auth_user: any, authorization: { users: ${users} }`,
+  );
+  assertEquals(await lostBy(here), 1);
+  here.publish("", new ArrayBuffer(1));
+  here.publish("", "three");
+  await heard(here.lines, `NATS: Permissions Violation for Publish to "broadcast.binary"`);
+  assertEquals(await lostBy(here), 1);
+  const texts = [];
+  for (let number = 0; number < 3; number++) texts.push((await there.messages.next()).data);
+  assertEquals(texts, ["one", "two", "three"]);
+});
+
+natsTest("a NATS that refuses for a while is back once, and nothing is lost", async (broker) => {
+  const url = broker.url.replace("//", "//speaker@");
+  await using here = await startRelay(url, SPEAKER);
+  await using there = await startRelay(broker.url);
+  await there.enter("");
+  const refuse = async () => {
+    await broker.stop();
+    const attempts = new Inbox<string>();
+    await using _refusing = pretendBroker(broker.port, async (connection) => {
+      const bytes = new Uint8Array(1000);
+      await connection.read(bytes);
+      await connection.write(new TextEncoder().encode("-ERR 'Authorization Violation'\r\n"));
+      await connection.closeWrite();
+      attempts.put(new TextDecoder().decode(bytes));
+    });
+    const ofSpeaker = (connect: string) => connect.includes("speaker");
+    for (let count = 0; count < 3; count++) await attempts.next(ofSpeaker, "an attempt");
+  };
+  const say = (round: string) => {
+    for (let number = 0; number < 200; number++) here.publish("", `${round} ${number}`);
+  };
+  say("before");
+  await there.messages.next(({ data }) => data === "before 199");
+  await refuse();
+  say("away");
+  await broker.start();
+  // It is lost again before it is used, which timers of earlier attempts must not overlook.
+  await heard(here.lines, "NATS is back.");
+  await refuse();
+  say("away again");
+  await broker.start();
+  await there.messages.next(({ data }) => data === "away again 199");
+  assertEquals(there.messages.all.length, 600);
+  const reasons = here.lines.all.filter((line) => line.startsWith("NATS: "));
+  assert(reasons.includes("NATS: Authorization Violation"));
+  assertEquals(
+    here.lines.all.filter((line) => !reasons.includes(line)),
+    [LOST, "NATS is back.", LOST, "NATS is back."],
+  );
+});
+
+natsTest("what waits for NATS is bounded in bytes and in messages", async (broker) => {
+  await using here = await startRelay(broker.url, SPEAKER);
+  await using there = await startRelay(broker.url);
+  await there.enter("");
+  const lostOf = async (count: number, message: string) => {
+    const before = there.messages.all.length;
+    await broker.stop();
+    await Promise.all([heard(here.lines, LOST), heard(there.lines, LOST)]);
+    for (let number = 0; number < count; number++) here.publish("", message);
+    await broker.start();
+    const lost = await lostBy(here);
+    here.publish("", "the end");
+    await there.messages.next(({ data }) => data === "the end");
+    assertEquals(there.messages.all.length - before, count - lost + 1);
+    return lost;
+  };
+  assertEquals(await lostOf(40_000, ""), 40_000 - 32_768);
+  assertEquals(await lostOf(80, "x".repeat(65_536)), 80 - 64);
+});
+
+natsTest("a NATS that stands still is given up, though much is on its way", async (broker) => {
+  await using here = await startRelay(broker.url, { ...SPEAKER, pingInterval: 50 });
+  await using there = await startRelay(broker.url, { pingInterval: 50 });
+  await there.enter("");
+  broker.signal("SIGSTOP");
+  for (let number = 0; number < 64; number++) here.publish("", LARGE.buffer);
+  await heard(here.lines, LOST);
+  await here.enter("is let in at once");
+  await broker.stop();
+  await broker.start();
+  assertEquals(await lostBy(here), 64);
+  here.publish("", "the end");
+  await there.messages.next(({ data }) => data === "the end");
+});
+
+natsTest("another server of NATS's cluster takes over", async (broker) => {
+  await using second = new Broker();
+  const [port, secondPort] = [freePort(), freePort()];
+  const cluster = ["--cluster_name", "c", "--cluster"];
+  await broker.stop();
+  await broker.start(...cluster, `nats://127.0.0.1:${port}`);
+  const route = ["--routes", `nats://127.0.0.1:${port}`];
+  await second.start(...cluster, `nats://127.0.0.1:${secondPort}`, ...route);
+  await using here = await startRelay(broker.url, SPEAKER);
+  await using there = await startRelay(second.url);
+  await there.enter("");
+  // A route between the servers is there when the first message arrives.
+  await retry(async () => {
+    here.publish("", "hello");
+    await deadline(there.messages.next(), 100);
+  });
+  await broker.stop();
+  await heard(here.lines, "NATS is back.");
+  here.publish("", "the end");
+  await there.messages.next(({ data }) => data === "the end");
+});
+
+test({ needs: "run" }, "what a NATS sends that is none is printed with escapes", async () => {
+  const port = freePort();
+  await using _broker = pretendBroker(port, async (connection) => {
+    const bytes = new Uint8Array(1000);
+    while (!new TextDecoder().decode(bytes).includes("PING")) await connection.read(bytes);
+    await connection.write(new TextEncoder().encode("PONG\r\n\x1b[31mred\x07\r\n"));
+  });
+  await using script = await Script.server(
+    "broadcast_server.ts",
+    "--nats",
+    `nats://127.0.0.1:${port}`,
+  );
+  await heard(script.lines, LOST);
+  assertMatch(script.lines.all.join("\n"), /^NATS: .*\\u\{1b\}\[31mred\\u\{7\}/m);
+  assertEquals([script.lines.all.length, script.errors.all], [3, []]);
+});
+
+natsTest("a reset connection is overlooked only while NATS is away", async (broker) => {
+  await using relay = await startRelay(broker.url);
+  const isOverlooked = (code: string, syscall = "read") => {
+    const error = Object.assign(new Error(), { code, syscall });
+    return !dispatchEvent(new ErrorEvent("error", { error, cancelable: true }));
+  };
+  assertEquals(isOverlooked("ECONNRESET"), false);
+  await broker.stop();
+  await heard(relay.lines, LOST);
+  assertEquals(isOverlooked("ECONNRESET"), true);
+  assertEquals(isOverlooked("ECONNRESET", "write"), false);
+  assertEquals(isOverlooked("EPIPE"), false);
+  await broker.start();
+  await heard(relay.lines, "NATS is back.");
 });
 
 natsTest("SIGTERM lets out what was said before it", async (broker) => {

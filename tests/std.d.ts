@@ -28,6 +28,7 @@ declare module "@std/assert" {
 }
 
 declare module "@std/async" {
+  export function abortable<T>(promise: Promise<T>, signal: AbortSignal): Promise<T>;
   export function deadline<T>(
     promise: Promise<T>,
     milliseconds: number,

@@ -6,20 +6,21 @@
 // Open that page in two tabs, or push from anywhere: curl -d 'hello' http://localhost:9998/
 // With ?room=red behind any of these URLs, only the clients in the room `red` hear each other.
 
+import { isUtf8 } from "node:buffer";
 import { parseArgs } from "node:util";
 import { limited, type Log, runScript } from "./cli.ts";
 import type { Relay } from "./relay.ts";
 import { type Handler, requireToken, runServer, SERVER_FLAGS, SERVER_USAGE } from "./websockets.ts";
 
-/** Characters of the longest name of a room: the name is printed, and is part of a NATS subject. */
-const MAX_NAME = 100;
-/** Milliseconds after which an accepted handshake has let its client in, or was reset by it. */
-const HANDSHAKE_TIMEOUT = 1_000;
+/** Sends a message to all. Nobody is waited for: `serve` keeps what a client has not taken yet. */
+export function broadcast(clients: Iterable<WebSocket>, data: string | ArrayBuffer): void {
+  for (const client of clients) client.send(data);
+}
 
 /** The clients in each room, by its name. The common room has the name "", an empty room no entry. */
 export type Rooms = Map<string, Set<WebSocket>>;
 
-/** What a room is used with; only the logs are needed. */
+/** What a room is used with. */
 export interface RoomOptions {
   /** Told who comes and who leaves. */
   log: Log;
@@ -27,21 +28,18 @@ export interface RoomOptions {
   print: Log;
   /** Joins the rooms to those of other servers. */
   relay?: Relay;
-  /** Refuses those who may not enter. */
+  /** Refuses who may not enter. */
   refuse?: (request: Request) => Response | undefined;
 }
 
-/** Sends a message to all. Nobody is waited for: `serve` keeps what a client has not taken yet. */
-export function broadcast(clients: Iterable<WebSocket>, data: string | ArrayBuffer): void {
-  for (const client of clients) client.send(data);
-}
+/** Milliseconds after which an accepted handshake has let its client in, or was reset by it. */
+const HANDSHAKE_TIMEOUT = 1_000;
 
-/** The handler that broadcasts. Only this lets clients into `rooms`, and out of them. */
+/** The handler: everyone in a room hears everyone in it. Only this changes `rooms`. */
 export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): Handler {
   const names = new WeakMap<WebSocket, string>();
+  const nameOf = (socket: WebSocket) => names.get(socket) ?? "";
   const clientsIn = (name: string) => rooms.get(name) ?? new Set();
-  const tell = (event: string, name: string) =>
-    log(`${event}${name && ` (room ${name})`}, ${clientsIn(name).size} connected.`);
 
   function say(name: string, data: string | ArrayBuffer) {
     broadcast(clientsIn(name), data);
@@ -49,64 +47,61 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
     print(typeof data === "string" ? data : `${data.byteLength} bytes of binary.`);
   }
 
-  async function push(name: string, request: Request): Promise<Response> {
-    const text = decode(await request.bytes());
-    if (text === undefined) return answer(400, "A push is text in UTF-8.");
-    say(name, text);
-    return Response.json({ clients: clientsIn(name).size }, { status: 202 });
+  function tell(event: string, name: string) {
+    log(`${event}${name && ` (room ${name})`}, ${clientsIn(name).size} connected.`);
   }
 
-  /** Hears the room from before its first client comes, in case that this one says something at once. */
+  /** Says the text that a request brings, unless it takes so long that `serve` answers before. */
+  async function push(name: string, request: Request, { completed }: Deno.ServeHandlerInfo) {
+    const body = await Promise.race([request.bytes(), completed]).catch(() => {});
+    if (!body) return answer(503, "The push did not arrive whole, send it again.");
+    if (!isUtf8(body)) return answer(400, "A push is text in UTF-8.");
+    say(name, new TextDecoder("utf-8", { ignoreBOM: true }).decode(body));
+    return answer(202, JSON.stringify({ clients: clientsIn(name).size }));
+  }
+
+  /** Hears the room from before its first client is open, who may say something at once. */
   async function enter(name: string, relay: Relay) {
     await relay.enter(name);
     setTimeout(() => relay.leave(name), HANDSHAKE_TIMEOUT);
   }
 
   return {
-    request(request) {
-      const name = nameOf(request);
-      if (name === undefined) {
-        return answer(400, `A room has one name of 1 to ${MAX_NAME} characters.`);
-      }
-      const refusal = refuse?.(request);
-      if (refusal) return refusal;
-      if (request.method === "POST" && new URL(request.url).pathname === "/") {
-        return push(name, request);
-      }
-      if (relay && request.headers.has("upgrade")) return enter(name, relay);
-    },
     open(socket, request) {
-      const name = nameOf(request) ?? "";
-      relay?.enter(name);
+      const name = requestedRoom(request) ?? "";
       names.set(socket, name);
       rooms.set(name, clientsIn(name).add(socket));
+      relay?.enter(name);
       tell("A client joined", name);
     },
-    message: (socket, data) => say(names.get(socket) ?? "", data),
+    message: (socket, data) => say(nameOf(socket), data),
     close(socket, { code }) {
-      const name = names.get(socket) ?? "";
+      const name = nameOf(socket);
       clientsIn(name).delete(socket);
-      tell(`A client left (${code})`, name);
       relay?.leave(name);
+      tell(`A client left (${code})`, name);
       if (clientsIn(name).size === 0) rooms.delete(name);
+    },
+    request(request, info) {
+      const name = requestedRoom(request);
+      if (name === undefined) return answer(400, "A room has one name of 1 to 100 characters.");
+      const refusal = refuse?.(request);
+      if (refusal) return refusal;
+      const isPush = request.method === "POST" && new URL(request.url).pathname === "/";
+      if (isPush) return push(name, request, info);
+      if (relay && request.headers.get("upgrade") !== null) return enter(name, relay);
     },
   };
 }
 
-/** The room that a URL names, "" if it names none, `undefined` if that is no name. */
-function nameOf({ url }: Request): string | undefined {
-  const names = URL.parse(url)?.searchParams.getAll("room");
-  if (names?.length === 0) return "";
-  const isName = names?.length === 1 && names[0] !== "" && [...names[0]].length <= MAX_NAME;
-  return isName ? names[0] : undefined;
-}
+/** A name is printed, and is part of a NATS subject, so it has 100 characters at most. */
+const NAME = /^.{1,100}$/su;
 
-function decode(bytes: Uint8Array): string | undefined {
-  try {
-    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
-  } catch {
-    return undefined;
-  }
+/** The name of the room in a URL, "" if there is none, `undefined` if it may not be used. */
+function requestedRoom({ url }: Request): string | undefined {
+  const names = new URL(url).searchParams.getAll("room");
+  if (names.length === 0) return "";
+  if (names.length === 1 && NAME.test(names[0])) return names[0];
 }
 
 function answer(status: number, text: string): Response {
@@ -126,11 +121,11 @@ if (import.meta.main) {
       subject: { type: "string", default: "broadcast" },
       "token-file": { type: "string" },
     } as const;
-    const { nats, subject, "token-file": tokenFile, ...flags } = parseArgs({ options }).values;
-    const token = tokenFile && Deno.readTextFileSync(tokenFile).trim();
-    if (token === "") throw new Error(`There is no token in ${tokenFile}: write one into it.`);
+    const { nats, subject, "token-file": file, ...flags } = parseArgs({ options }).values;
     const log = limited(console.log);
     const print = flags.quiet ? () => {} : limited(console.log);
+    const token = file === undefined ? undefined : Deno.readTextFileSync(file).trim();
+    const refuse = token === undefined ? undefined : requireToken(token, log);
     const rooms: Rooms = new Map();
     const receive = (name: string, data: string | ArrayBuffer) =>
       broadcast(rooms.get(name) ?? [], data);
@@ -138,17 +133,10 @@ if (import.meta.main) {
       url: nats,
       subject,
       receive,
-      // Its lines must not drown among those of clients that come and go.
       log: limited(console.log),
     });
-    const refuse = token ? requireToken(token, log) : undefined;
+    const handler = room(rooms, { log, print, relay, refuse });
     const limits = { port: 9998, maxMessage: relay?.maxMessage };
-    runServer(
-      "Broadcast server",
-      room(rooms, { log, print, relay, refuse }),
-      flags,
-      limits,
-      relay?.close,
-    );
+    runServer("Broadcast server", handler, flags, limits, relay?.close);
   });
 }

@@ -4,10 +4,12 @@
 // they are, so that any program that speaks NATS can take part. Read `roomSubject` first, then
 // `connectRelay` from its end, where the functions of a `Relay` are.
 
-import * as transport from "@nats-io/transport-node";
+import type * as Transport from "@nats-io/transport-node";
 import { abortable, deadline, delay } from "@std/async";
 import { type Log, usageError } from "./cli.ts";
 
+/** The name is no literal where it is imported, because Deno would fetch it before it is needed. */
+const PACKAGE: string = "@nats-io/transport-node";
 /** Milliseconds that NATS gets to answer, when a server starts and when it stops. */
 const TIMEOUT = 3_000;
 /** Milliseconds between pings: a NATS that vanished is noticed when two were not answered. */
@@ -56,7 +58,7 @@ interface Room {
   /** How often it was entered and not left again. */
   clients: number;
   /** Missing where the room was entered while NATS was away. */
-  subscription?: transport.Subscription;
+  subscription?: Transport.Subscription;
   /** Resolves when NATS has confirmed the subscription, or is lost. */
   entered?: Promise<void>;
 }
@@ -96,6 +98,7 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject)) {
     throw usageError(`--subject takes words with dots between them, not "${subject}".`);
   }
+  const transport: typeof Transport = await import(PACKAGE);
   const encoder = new TextEncoder();
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   const rooms = new Map<string, Room>();
@@ -104,7 +107,7 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
   let published = Promise.resolve();
   /** How many messages were not relayed since that was last reported. */
   let lost = 0;
-  let nats: transport.NatsConnection;
+  let nats: Transport.NatsConnection;
   /** Where NATS can be reached: it tells where the rest of its cluster is. */
   let servers = [host];
   /** Aborted when NATS is lost: nats.js leaves a `flush` that is under way without an answer. */
@@ -127,7 +130,7 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
     setTimeout(() => nats?.close());
   };
 
-  function dial(): Promise<transport.NatsConnection> {
+  function dial(): Promise<Transport.NatsConnection> {
     // Where a connection is stuck, nats.js would never end it and reconnect, so that is done here.
     const limits = { timeout: TIMEOUT, pingInterval, reconnect: false };
     return transport.connect({ servers, user, pass, noEcho: true, ...limits });
@@ -155,7 +158,7 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
     }
   }
 
-  async function reconnect(): Promise<transport.NatsConnection> {
+  async function reconnect(): Promise<Transport.NatsConnection> {
     let reason = "";
     while (true) {
       await delay(reconnectWait);
@@ -169,7 +172,7 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
     }
   }
 
-  async function watch(connection: transport.NatsConnection) {
+  async function watch(connection: Transport.NatsConnection) {
     servers = [host, ...connection.info?.connect_urls ?? []];
     for await (const status of connection.status()) {
       if (status.type === "update") servers.push(...status.added ?? []);
@@ -184,7 +187,7 @@ export async function connectRelay(options: RelayOptions): Promise<Relay> {
     }
   }
 
-  function subscribe(name: string): transport.Subscription {
+  function subscribe(name: string): Transport.Subscription {
     return nats.subscribe(`${roomSubject(subject, name)}.*`, {
       callback(error, { subject, data }) {
         if (error) return;

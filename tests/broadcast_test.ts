@@ -1,32 +1,46 @@
-// What the broadcast server promises: everyone hears everything, and nobody can spoil it.
+// What the broadcast server promises: everyone in a room hears everything in it, nobody else hears
+// any of it, and nobody can spoil it.
 
 import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
-import { assertStringIncludes } from "@std/assert";
 import { retry } from "@std/async";
-import { room } from "../broadcast_server.ts";
-import type { ServeOptions } from "../websockets.ts";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
+import { room, type Rooms } from "../broadcast_server.ts";
+import { requireToken, type ServeOptions } from "../websockets.ts";
 import { ask, frame, handshake, Inbox, RawClient, Script } from "./helpers.ts";
-import { startServer, test, TestClient, within } from "./helpers.ts";
+import { startServer, test, TestClient, type TestServer, within } from "./helpers.ts";
 
-const TEXT = 1;
-const CLOSE = 8;
-/** What a slow reader is flooded with. */
-const LARGE = new Uint8Array(64 * 1024).fill(120);
 /** For what happens soon, without an event that tells of it. */
 const SOON = { minTimeout: 10, maxAttempts: 10 };
+/** Random bytes in base64, and a character more that has a meaning in a URL. */
+const TOKEN = "3q2+7w/Zb&4=";
+const LARGE = new Uint8Array(64 * 1024).fill(120);
 
-/** A room in this process, with the lines that tell who joins and who leaves. */
-function startRoom(options?: ServeOptions) {
-  const sockets = new Set<WebSocket>();
+/** Rooms in this process, with the lines that tell who comes, who leaves and who is refused. */
+function startRooms(options: ServeOptions = {}, token?: string) {
+  const rooms: Rooms = new Map();
   const lines = new Inbox<string>();
-  const handler = room(sockets, (line) => lines.put(line), () => {});
-  return Object.assign(startServer(handler, options), { sockets, lines });
+  const said = new Inbox<string>();
+  const log = (line: string) => lines.put(line);
+  const refuse = token ? requireToken(token, log) : undefined;
+  const handler = room(rooms, { log, print: (line) => said.put(line), refuse });
+  return Object.assign(startServer(handler, options), { rooms, lines, said });
+}
+
+/** The query that names a room, or none for the common room. */
+function query(name: string): string {
+  return name && `?${new URLSearchParams({ room: name })}`;
 }
 
 /** Lets clients into an empty room, and waits until the room knows all of them. */
-async function join({ url, lines }: { url: string; lines: Inbox<string> }, count: number) {
-  const clients = await Promise.all(Array.from({ length: count }, () => TestClient.open(url)));
-  await heard(lines, `A client joined, ${count} connected.`);
+async function join(
+  { url, lines }: { url: string; lines: Inbox<string> },
+  count: number,
+  name = "",
+) {
+  const open = () => TestClient.open(`${url}/${query(name)}`);
+  const clients = await Promise.all(Array.from({ length: count }, open));
+  await heard(lines, `A client joined${name && ` (room ${name})`}, ${count} connected.`);
   const leave = async () => void await Promise.all(clients.map((client) => client.close()));
   return Object.assign(clients, { [Symbol.asyncDispose]: leave });
 }
@@ -41,22 +55,34 @@ async function reset({ connection }: RawClient): Promise<void> {
   connection.close();
 }
 
-async function push(url: string, body: BodyInit, path = "/"): Promise<[number, string]> {
-  const target = new URL(path, url.replace("ws:", "http:"));
-  const response = await fetch(target, { method: "POST", body });
+async function push(url: string, body: BodyInit, target = "/"): Promise<[number, string]> {
+  const response = await fetch(new URL(target, url.replace("ws:", "http:")), {
+    method: "POST",
+    body,
+  });
   return [response.status, await response.text()];
 }
 
 /** A push as it is written to the connection, with more headers. */
-function pushed(body: string, ...headers: string[]): string {
-  return ["POST / HTTP/1.1", "Host: localhost", ...headers, "", body].join("\r\n");
+function pushed(body: string, headers: string[], target = "/"): string {
+  return [`POST ${target} HTTP/1.1`, "Host: localhost", ...headers, "", body].join("\r\n");
+}
+
+/** A request for the page. */
+function page(target: string, headers: string[] = []): string {
+  return [`GET ${target} HTTP/1.1`, "Host: localhost", ...headers, "", ""].join("\r\n");
+}
+
+/** A push that has promised more bytes than it sends. */
+function unfinished({ port }: TestServer): Promise<RawClient> {
+  return RawClient.open(port, pushed("hello", ["Content-Length: 10"]));
 }
 
 test(
   { needs: "net" },
   "everyone hears every message, its sender too, unchanged and in order",
   async () => {
-    await using server = startRoom();
+    await using server = startRooms();
     await using clients = await join(server, 3);
     const sent = [
       "hello",
@@ -76,7 +102,7 @@ test(
   { needs: "net" },
   "16 clients send 128 messages at once, and all see all in the same order",
   async () => {
-    await using server = startRoom();
+    await using server = startRooms();
     await using clients = await join(server, 16);
     const numbers = Array.from({ length: 128 }, (_, number) => number);
     for (const number of numbers) {
@@ -97,9 +123,93 @@ test(
 
 test(
   { needs: "net" },
+  "16 clients in 4 rooms speak and are pushed to at once, and no room hears another",
+  async () => {
+    await using server = startRooms();
+    const names = ["", "red", "Red", "你好"];
+    const rooms = await Promise.all(names.map((name) =>
+      Promise.all(
+        Array.from({ length: 4 }, () => TestClient.open(`${server.url}/${query(name)}`)),
+      )
+    ));
+    const inside = () => [...server.rooms.values()].reduce((sum, { size }) => sum + size, 0);
+    while (inside() < 16) await server.lines.next();
+    const pushes = names.map((name) => push(server.url, `${name}:pushed`, `/${query(name)}`));
+    for (let count = 0; count < 32; count++) {
+      for (const [index, clients] of rooms.entries()) {
+        for (const client of clients) client.send(`${names[index]}:${count}`);
+      }
+    }
+    assertEquals(await Promise.all(pushes), Array(4).fill([202, `{"clients":4}\n`]));
+    for (const [index, clients] of rooms.entries()) {
+      for (const client of clients) {
+        while (client.messages.all.length < 4 * 32 + 1) await client.next();
+        // What was sent to a client by mistake comes before the answer to its close.
+        await client.close();
+        assertEquals(client.messages.all.length, 4 * 32 + 1);
+        assert(client.messages.all.every((each) => `${each}`.startsWith(`${names[index]}:`)));
+        assertEquals(client.messages.all, clients[0].messages.all);
+      }
+    }
+  },
+);
+
+test({ needs: "net" }, "the path does not matter, only the room", async () => {
+  await using server = startRooms();
+  const paths = ["/", "/handler", "/?room=red", "/handler?room=red", "/a/b?x=1&room=red"];
+  const clients = await Promise.all(paths.map((path) => TestClient.open(server.url + path)));
+  clients[0].send("in the common room");
+  clients[2].send("in the red room");
+  const received = await Promise.all(clients.map((client) => client.next()));
+  const [common, red] = ["in the common room", "in the red room"];
+  assertEquals(received, [common, common, red, red, red]);
+  await Promise.all(clients.map((client) => client.close()));
+});
+
+test(
+  { needs: "net" },
+  "a room may have any name of 1 to 100 characters, however the URL spells it",
+  async () => {
+    await using server = startRooms();
+    const names = ["/", "a.b", "*", ">", "..", " ", "你好", "%2F", "\0\n", "+", "__proto__"];
+    names.push("x".repeat(100), "🦕".repeat(100));
+    await using stack = new AsyncDisposableStack();
+    const clients = [];
+    for (const name of names) clients.push(...stack.use(await join(server, 1, name)));
+    assertEquals([...server.rooms.keys()], names);
+    for (const name of names) {
+      const target = `/?room=${encodeURIComponent(name)}`;
+      assertEquals(await push(server.url, name, target), [202, `{"clients":1}\n`], name);
+      assertEquals((await ask(server.port, page(target))).status, 200, name);
+    }
+    for (const client of clients) await client.close();
+    assertEquals(clients.map((client) => client.messages.all), names.map((name) => [name]));
+  },
+);
+
+test(
+  { needs: "net" },
+  "a name that is empty, too long or one of two is refused, and the page with it",
+  async () => {
+    await using server = startRooms();
+    const long = ["x".repeat(101), encodeURIComponent("🦕".repeat(101))];
+    for (const name of ["", "&room=a", "a&room=b", "a&room=a", "a&room=", ...long]) {
+      const target = `/?room=${name}`;
+      const requests = [handshake({}, `GET ${target} HTTP/1.1`), page(target)];
+      requests.push(pushed("hello", ["Content-Length: 5"], target));
+      for (const request of requests) {
+        assertEquals((await ask(server.port, request)).status, 400, request);
+      }
+    }
+    assertEquals([server.lines.all, server.said.all, server.rooms.size], [[], [], 0]);
+  },
+);
+
+test(
+  { needs: "net" },
   "who leaves or breaks off is forgotten at once, the others notice nothing",
   async () => {
-    await using server = startRoom();
+    await using server = startRooms();
     await using clients = await join(server, 2);
     const sent: string[] = [];
     const sendSome = () => {
@@ -116,10 +226,9 @@ test(
       await heard(server.lines, "A client joined, 4 connected.");
       sendSome();
       await Promise.all([reset(breaks), leaves.close()]);
-      while (server.sockets.size > 2) await server.lines.next();
+      while ((server.rooms.get("")?.size ?? 0) > 2) await server.lines.next();
     }
-    // The runtime reports a reset with the code 0.
-    assert(server.lines.all.some((line) => line.startsWith("A client left (0)")));
+    assert(server.lines.all.some((line) => line.startsWith("A client left (1006)")));
     for (const client of clients) {
       while (client.messages.all.length < sent.length) await client.next();
       assertEquals(client.messages.all, sent);
@@ -127,110 +236,251 @@ test(
   },
 );
 
-test({ needs: "net" }, "a client that stops reading is muted, then closed with 1008", async () => {
-  await using server = startRoom();
-  await using clients = await join(server, 2);
-  using slow = await RawClient.upgraded(server.port);
-  await heard(server.lines, "A client joined, 3 connected.");
-  const [publisher, reader] = clients;
-  const [, , socket] = server.sockets;
-  // Its own echo paces the publisher, which is no slow reader then.
-  const publish = async () => {
-    publisher.send(LARGE);
-    assertEquals(await publisher.next(), LARGE.buffer);
-    assertLessOrEqual(socket.bufferedAmount, MAX_BUFFERED + LARGE.length);
-  };
-  while (server.log.all.length === 0) await publish();
-  assertMatch(server.log.all[0], /^A client does not read what it is sent: muted/);
-
-  // Muted, it has nothing more queued for it and is not listened to, but still counts as a client.
-  const waiting = socket.bufferedAmount;
-  for (let count = 0; count < 16; count++) await publish();
-  assertLessOrEqual(socket.bufferedAmount, waiting);
-  assertEquals(server.sockets.size, 3);
-  await slow.write(frame(TEXT, "not to be heard"));
-
-  // Awake, it finds Close behind what has waited for it: 1008 is the bytes 3 and 240.
-  let end = "";
-  while (!end.includes("Too slow")) {
-    const bytes = await slow.read();
-    assert(bytes.length > 0, "The connection ended without a Close frame.");
-    end = (end + new TextDecoder("latin1").decode(bytes)).slice(-100);
+test({ needs: "net" }, "a room is forgotten with the last who leaves it", async () => {
+  await using server = startRooms();
+  const close = frame(8, new Uint8Array([3, 232]));
+  for (let number = 0; number < 200; number++) {
+    using visitor = await RawClient.open(
+      server.port,
+      handshake({}, `GET /?room=${number} HTTP/1.1`),
+    );
+    await visitor.head();
+    await visitor.write(close);
+    await heard(server.lines, `A client left (1000) (room ${number}), 0 connected.`);
+    assertEquals(server.rooms.size, 0);
   }
-  assertStringIncludes(end, "\x03\xf0Too slow");
-  await slow.write(frame(CLOSE, new Uint8Array([3, 240])));
-  await heard(server.lines, "A client left (1008), 2 connected.");
-  publisher.send("the end");
-  assertEquals(await publisher.next(), "the end");
-  while (reader.messages.all.at(-1) !== "the end") await reader.next();
-  assertEquals(reader.messages.all, publisher.messages.all);
+});
+
+Deno.test("10,000 rooms entered and left one after the other take no memory", () => {
+  const rooms: Rooms = new Map();
+  const handler = room(rooms, { log: () => {}, print: () => {} });
+  setFlagsFromString("--expose-gc");
+  const collectGarbage: () => void = runInNewContext("gc");
+  const memoryAfter = (count: number) => {
+    for (let number = 0; number < count; number++) {
+      const socket: WebSocket = Object.create({ send() {} });
+      handler.open?.(socket, new Request(`http://localhost/?room=${count}-${number}`));
+      handler.message(socket, "hello");
+      handler.close?.(socket, new CloseEvent("close", { code: 1000 }));
+    }
+    collectGarbage();
+    return Deno.memoryUsage().heapUsed;
+  };
+  memoryAfter(1000);
+  const few = memoryAfter(1000);
+  assertLessOrEqual(memoryAfter(10_000) - few, 10_000 * 32);
+  assertEquals(rooms.size, 0);
 });
 
 test(
-  { needs: "linux" },
-  "a slow reader takes bounded memory, and leaves nothing when it dies",
+  { needs: "net" },
+  "what is pushed is heard by all in the room, and the answer tells how many they are",
   async () => {
-    await using server = await Script.server("broadcast_server.ts", "--quiet");
-    await using clients = await join(server, 2);
-    const descriptors = () => [...Deno.readDirSync(`/proc/${server.pid}/fd`)].length;
-    const peakMemory = () => {
-      const status = Deno.readTextFileSync(`/proc/${server.pid}/status`);
-      return Number(status.match(/VmHWM:\s+(\d+) kB/)?.[1]) * 1024;
-    };
-    const [descriptorsBefore, memoryBefore] = [descriptors(), peakMemory()];
-    using slow = await RawClient.upgraded(Number(new URL(server.url).port));
-    await heard(server.lines, "A client joined, 3 connected.");
-    assertEquals(descriptors(), descriptorsBefore + 1);
-
-    // Of these 192 MiB the slow reader may hold some 4, the rest of what is allowed is for garbage.
-    for (let count = 0; count < 3072; count++) {
-      clients[0].send(LARGE);
-      await clients[0].next();
+    await using server = startRooms();
+    assertEquals(await push(server.url, "hello, nobody", "/?room=red"), [202, `{"clients":0}\n`]);
+    assertEquals(server.rooms.size, 0);
+    await using common = await join(server, 1);
+    await using red = await join(server, 2, "red");
+    // Text stays as it is: empty, or with the mark that some programs write before a text.
+    for (const text of ["hello 🦕", "", "\ufeffhello\ufeff"]) {
+      assertEquals(await push(server.url, text, "/?room=red"), [202, `{"clients":2}\n`]);
+      for (const client of red) assertEquals(await client.next(), text);
     }
-    assertLessOrEqual(peakMemory() - memoryBefore, 128 * 1024 * 1024);
-    slow.connection.close();
-    await heard(server.lines, "A client left (0), 2 connected.");
-    await retry(() => assertEquals(descriptors(), descriptorsBefore), SOON);
+    assertEquals(await push(server.url, "hello, common room"), [202, `{"clients":1}\n`]);
+    assertEquals(await common[0].next(), "hello, common room");
   },
 );
 
 test(
   { needs: "net" },
-  "what is pushed is heard by all, and the answer tells how many they are",
+  "a push that is no text, too large, of unknown length or to another path is refused",
   async () => {
-    await using server = startRoom();
-    assertEquals(await push(server.url, "hello, nobody"), [202, `{"clients":0}\n`]);
-    await using clients = await join(server, 2);
-    assertEquals(await push(server.url, "hello 🦕"), [202, `{"clients":2}\n`]);
-    assertEquals((await push(server.url, "hello, file", "/file"))[0], 426);
-    assertEquals((await push(server.url, new Uint8Array([0xff])))[0], 400, "This is no text.");
-    assertEquals((await push(server.url, ""))[0], 202);
-    for (const client of clients) {
-      assertEquals([await client.next(), await client.next()], ["hello 🦕", ""]);
+    await using server = startRooms({ maxMessage: 10 });
+    await using clients = await join(server, 1);
+    const notText = [[0xff], [0xc3], [0xed, 0xa0, 0x80], [0x68, 0x69, 0xc0, 0x80]];
+    for (const bytes of notText) {
+      assertEquals((await push(server.url, new Uint8Array(bytes)))[0], 400, `${bytes}`);
     }
+    assertEquals((await push(server.url, "more than ten bytes"))[0], 413);
+    assertEquals((await push(server.url, "é".repeat(6)))[0], 413, "These are 12 bytes.");
+    assertEquals((await push(server.url, "hello", "/file"))[0], 426);
+    assertEquals((await ask(server.port, pushed("hello", []))).status, 411);
+    const chunked = pushed("5\r\nhello\r\n0\r\n\r\n", ["Transfer-Encoding: chunked"]);
+    assertEquals((await ask(server.port, chunked)).status, 411);
+    assertEquals((await push(server.url, "ten bytes!"))[0], 202);
+    assertEquals(await clients[0].next(), "ten bytes!");
   },
 );
 
 test({ needs: "net" }, "a page that may not connect may not push either", async () => {
-  await using server = startRoom({ origins: ["https://friend.example"] });
+  await using server = startRooms({ origins: ["https://friend.example"] });
   const cases: [string, number][] = [["https://friend.example", 202], ["https://example.com", 403]];
   for (const [Origin, expected] of [...cases, ["http://localhost", 202], ["null", 403]] as const) {
-    const request = pushed("hello", `Origin: ${Origin}`, "Content-Length: 5");
+    const request = pushed("hello", [`Origin: ${Origin}`, "Content-Length: 5"]);
     assertEquals((await ask(server.port, request)).status, expected, Origin);
   }
 });
 
 test(
   { needs: "net" },
-  "a push counts as a client until it ends, even if it breaks off",
+  "a push counts as a client until it ends, and is heard by nobody if it breaks off",
   async () => {
-    await using server = startRoom({ maxClients: 1 });
-    using half = await RawClient.open(server.port, pushed("hello", "Content-Length: 10"));
-    await retry(async () => assertEquals((await push(server.url, "hello"))[0], 503), SOON);
+    await using server = startRooms({ maxClients: 1 });
+    using half = await unfinished(server);
+    await retry(async () => assertEquals((await push(server.url, "full"))[0], 503), SOON);
     half.connection.close();
-    await server.log.next((line) => line.startsWith("Refused a request"), "the broken push");
+    await retry(async () => assertEquals((await push(server.url, "free"))[0], 202), SOON);
+    assert(!server.said.all.includes("hello"));
+    assert(!server.log.all.some((line) => line.includes("handler failed")), "This is no error.");
+  },
+);
+
+test(
+  { needs: "net" },
+  "a push that stalls holds up nobody, ends with 503, and is not heard later either",
+  async () => {
+    await using server = startRooms({ idleTimeout: 0.3 });
+    using stalled = await unfinished(server);
+    {
+      await using clients = await join(server, 2);
+      clients[0].send("sent");
+      assertEquals(await clients[1].next(), "sent");
+      assertEquals(await push(server.url, "pushed"), [202, `{"clients":2}\n`]);
+    }
+    assertMatch(await stalled.head(), /^HTTP\/1\.1 503 /);
+    await stalled.write("world");
+    while ((await stalled.read()).length > 0);
+    assertEquals((await push(server.url, "the end"))[0], 202);
+    assertEquals(server.said.all, ["sent", "pushed", "the end"]);
+  },
+);
+
+test(
+  { needs: "net" },
+  "a push that has not ended when the server stops is answered, and not heard",
+  async () => {
+    await using server = startRooms({ maxClients: 2 });
     await using clients = await join(server, 1);
-    assertEquals(clients[0].messages.all, []);
+    using half = await unfinished(server);
+    await retry(async () => assertEquals((await push(server.url, "full"))[0], 503), SOON);
+    const stopped = server[Symbol.asyncDispose]();
+    assertEquals((await within(clients[0].closed, "the close")).code, 1001);
+    assertMatch(await half.head(), /^HTTP\/1\.1 50[03] /);
+    half.connection.close();
+    await stopped;
+    assert(!server.said.all.includes("hello"));
+  },
+);
+
+test(
+  { needs: "net" },
+  "with a token, only who sends it gets in and may push, but the page is for everyone",
+  async () => {
+    await using server = startRooms({}, TOKEN);
+    const right = encodeURIComponent(TOKEN);
+    const bearer = (token: string) => [`Authorization: Bearer ${token}`];
+    const cases: [target: string, headers: string[], isRight: boolean][] = [
+      ["/", bearer(TOKEN), true],
+      ["/?room=red", [`authorization: bearer  ${TOKEN}`], true],
+      [`/?token=${right}`, [], true],
+      [`/?room=red&token=${right}`, ["Authorization: Basic dXNlcjpwYXNzd29yZA=="], true],
+      ["/", [], false],
+      ["/?room=red", [], false],
+      ["/?token=", [], false],
+      ["/?token=undefined", [], false],
+      [`/?token=${TOKEN}`, [], false],
+      [`/?Token=${right}`, [], false],
+      ["/", bearer(""), false],
+      ["/", bearer(TOKEN.slice(1)), false],
+      ["/", bearer(`${TOKEN}=`), false],
+      ["/", bearer(TOKEN.toLowerCase()), false],
+      ["/", [`Authorization: ${TOKEN}`], false],
+      [`/?token=${right}`, bearer("wrong"), false],
+    ];
+    for (const [target, headers, isRight] of cases) {
+      const socket = handshake({}, `GET ${target} HTTP/1.1`)
+        .replace("\r\n\r\n", ["", ...headers, "", ""].join("\r\n"));
+      const text = pushed("hi", [...headers, "Content-Length: 2"], target);
+      for (const [request, status] of [[socket, 101], [text, 202]] as const) {
+        const answer = await ask(server.port, request);
+        assertEquals(answer.status, isRight ? status : 401, request);
+        if (!isRight) assertMatch(answer.head, /\r\nwww-authenticate: bearer\r\n/);
+      }
+      assertEquals((await ask(server.port, page(target, headers))).status, 200);
+    }
+    const refused = cases.filter(([, , isRight]) => !isRight);
+    const refusals = server.lines.all.filter((line) => line.startsWith("Refused"));
+    const line = "Refused a client without the right token.";
+    assertEquals(refusals, [...refused, ...refused].map(() => line));
+    assertEquals(server.said.all, ["hi", "hi", "hi", "hi"]);
+  },
+);
+
+test(
+  { needs: "run" },
+  "the token is read from a file without its last line end, and is never printed",
+  async () => {
+    const file = await Deno.makeTempFile();
+    await Deno.writeTextFile(file, `${TOKEN}\r\n`);
+    const flags = ["--port", "0", "--token-file", file];
+    await using server = new Script("broadcast_server.ts", flags, ["--allow-net", "--allow-read"]);
+    const port = Number((await server.lines.next()).match(/ws:\/\/localhost:(\d+)/)?.[1]);
+    const target = `/?token=${encodeURIComponent(TOKEN)}&room=red`;
+    const length = "Content-Length: 1";
+    const authorized = { Authorization: `Bearer ${TOKEN}` };
+    const cases: [string, number][] = [
+      [handshake({}, `GET ${target} HTTP/1.1`), 101],
+      [handshake(authorized), 101],
+      [pushed("x", [length], target), 202],
+      [page("/"), 200],
+      [handshake(), 401],
+      [pushed("x", [length], `/?token=${TOKEN}`), 401],
+      [handshake({ ...authorized, Host: "localhost:99999" }, `GET ${target} HTTP/1.1`), 400],
+      [page(target).replace("localhost", "256.256.256.256"), 400],
+      [pushed("x", [length], target).replace("localhost", "a:b"), 400],
+      [pushed("x", [length], `http://[::1${target}`), 400],
+      [pushed("x", [length], `${target}&room=blue`), 400],
+      [pushed("x", ["Content-Length: x"], target), 400],
+      [pushed("x", ["Content-Length: 9999999"], target), 413],
+      [`GET ${target} HTTP/9\r\n\r\n`, 400],
+    ];
+    for (const [request, status] of cases) {
+      assertEquals((await ask(port, request)).status, status, request);
+    }
+    server.kill("SIGTERM");
+    assertEquals(await server.end(), 0);
+    const printed = [...server.lines.all, ...server.errors.all].join("\n");
+    assertEquals(printed.match(/3q2|7w/), null, printed);
+    assertEquals(printed.match(/^Refused a client without the right token\.$/gm)?.length, 2);
+    await Deno.remove(file);
+  },
+);
+
+test(
+  { needs: "run" },
+  "a token that is missing, or that can't be read, is told in one line and nothing is served",
+  async () => {
+    const folder = await Deno.makeTempDir();
+    const [empty, blank] = [`${folder}/empty`, `${folder}/blank`];
+    await Deno.writeTextFile(empty, "");
+    await Deno.writeTextFile(blank, " \n\n");
+    const both = ["--allow-net", "--allow-read"];
+    const cases: [string, RegExp, string[]?][] = [
+      [empty, /token.*: write one/],
+      [blank, /token.*: write one/],
+      ["", /./],
+      [`${folder}/none`, /^No such file .*none/],
+      [folder, /directory/],
+      [empty, /flag: deno run --allow-net --allow-read broadcast_server\.ts$/, ["--allow-net"]],
+    ];
+    await Promise.all(cases.map(async ([file, line, permissions = both]) => {
+      const flags = ["--port", "0", "--token-file", file];
+      await using script = new Script("broadcast_server.ts", flags, permissions);
+      assertEquals(await script.end(), 1, file);
+      assertEquals([script.lines.all.length, script.errors.all.length], [0, 1], file);
+      assertMatch(script.errors.all[0], line);
+    }));
+    await Deno.remove(folder, { recursive: true });
   },
 );
 
@@ -261,6 +511,29 @@ test(
 
 test(
   { needs: "run" },
+  "its lines name the room, disarmed and cut as what is said",
+  async () => {
+    await using server = await Script.server("broadcast_server.ts");
+    for (const name of ["red", "\x1b[31m\u202e\n", "🦕".repeat(100)]) {
+      await using _client = await TestClient.open(`${server.url}/${query(name)}`);
+      await server.lines.next();
+    }
+    while (server.lines.all.length < 7) await server.lines.next();
+    const escaped = "\\u{1b}[31m\\u{202e}\\u{a}";
+    const [, ...lines] = server.lines.all;
+    assertEquals(lines.slice(0, 4), [
+      "A client joined (room red), 1 connected.",
+      "A client left (1000) (room red), 0 connected.",
+      `A client joined (room ${escaped}), 1 connected.`,
+      `A client left (1000) (room ${escaped}), 0 connected.`,
+    ]);
+    assertMatch(lines[4], /^A client joined \(room (🦕)+… \(\d\d more characters\)$/u);
+    assertMatch(lines[5], /^A client left \(1000\) \(room (🦕)+.*… \(\d\d more characters\)$/u);
+  },
+);
+
+test(
+  { needs: "run" },
   "its flags set the limits, and --quiet keeps back what is said",
   async () => {
     const flags = ["--quiet", "--max-clients", "1", "--max-message", "10", "--origin", "null"];
@@ -274,10 +547,7 @@ test(
     client.send(long);
     assertEquals((await within(client.closed, "the close")).code, 1009);
     await heard(server.lines, "A client left (1009), 0 connected.");
-    // A body in a stream goes out without telling its length.
-    for (const body of [long, ReadableStream.from([new TextEncoder().encode(long)])]) {
-      assertEquals((await push(server.url, body))[0], 413);
-    }
+    assertEquals((await push(server.url, long))[0], 413);
     assertEquals(server.lines.all.length, 3, "The lines are the first, the join and the leave.");
   },
 );

@@ -89,7 +89,7 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
       if (refusal) return refusal;
       const isPush = request.method === "POST" && new URL(request.url).pathname === "/";
       if (isPush) return push(name, request, info);
-      if (relay && request.headers.get("upgrade") !== null) return enter(name, relay);
+      if (relay && request.headers.get("sec-websocket-key") !== null) return enter(name, relay);
     },
   };
 }

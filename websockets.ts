@@ -86,7 +86,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   const queues = new Queues(maxWaiting, idleTimeout * 1000 || Infinity, drop);
   /** How many requests the handler has not decided about yet. */
   let pending = 0;
-  let isStopping = false;
+  const stopping = new AbortController();
 
   function answer(request: Request, info: Info): Response | Promise<Response> {
     // A handler that parses such a URL would fail, and the log would show it with its token.
@@ -109,7 +109,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
       log(`Refused a page from ${origin}, see --origin.`);
       return refuse(403, "Pages from this origin are not let in, see --origin.");
     }
-    if (isStopping) return refuse(503, "The server is shutting down.");
+    if (stopping.signal.aborted) return refuse(503, "The server is shutting down.");
     if (clients.size + pending >= maxClients) {
       log(`Refused a client: there are ${maxClients}, see --max-clients.`);
       return refuse(503, "There are too many clients, try again later.");
@@ -122,10 +122,11 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     try {
       const asked = handler.request?.(request, info);
       const isDecided = asked === undefined || asked instanceof Response;
-      const response = isDecided ? asked : await within(queues.idleTimeout, asked);
+      const response = isDecided ? asked : await within(queues.idleTimeout, asked, stopping);
       if (response instanceof Response) return response;
       if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
     } catch (error) {
+      if (stopping.signal.aborted) return refuse(503, "The server is shutting down.");
       logFailure(error);
       // This looks into an error of any kind, even where `instanceof` would throw.
       const isLate = Error.isError(error) && error.name === "TimeoutError";
@@ -137,6 +138,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   }
 
   function upgrade(request: Request): Response {
+    // `open` can read the headers only if the runtime has been made to keep them, which takes 1 KiB.
+    if (handler.open) request.headers.has("host");
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout });
     // A client counts from here on, because a handshake that is reset by its client never opens.
     socket.addEventListener("open", () => admit(socket, request), { once: true });
@@ -144,7 +147,9 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   }
 
   function admit(socket: WebSocket, request: Request) {
-    if (clients.size >= maxClients || isStopping) return socket.close(1013, "Try again later.");
+    if (clients.size >= maxClients || stopping.signal.aborted) {
+      return socket.close(1013, "Try again later.");
+    }
     const client = new Client(socket, queues);
     clients.add(client);
     // Listeners take half a KiB less for each client than `onmessage` and the like.
@@ -220,7 +225,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   const server = Deno.serve({ onListen: () => {}, onError, ...options, hostname, signal }, answer);
   return Object.assign(server, {
     async shutdown() {
-      isStopping = true;
+      stopping.abort();
       for (const client of clients) client.close(1001, "The server is shutting down.");
       do await delay(HAND_OVER_INTERVAL); while (clients.size + pending > 0);
       // The runtime's own `shutdown` would wait without end for a handshake that was reset.
@@ -248,10 +253,11 @@ function isUpgrade({ headers }: Request): boolean {
 }
 
 /** Waits for a promise as `deadline` does, but keeps no timer for each one that was in time. */
-async function within(milliseconds: number, promise: unknown): Promise<unknown> {
-  const timer = new AbortController();
+async function within(milliseconds: number, promise: unknown, stopping: AbortController) {
+  const done = new AbortController();
+  const signal = AbortSignal.any([done.signal, stopping.signal]);
   const late = async () => {
-    await delay(milliseconds, timer);
+    await delay(milliseconds, { signal });
     throw new DOMException("`request` took too long.", "TimeoutError");
   };
   // An async function waits for whatever can be waited for, also where its `then` throws.
@@ -259,7 +265,7 @@ async function within(milliseconds: number, promise: unknown): Promise<unknown> 
   try {
     return await Promise.race([inTime(), late()]);
   } finally {
-    timer.abort();
+    done.abort();
   }
 }
 
@@ -270,7 +276,7 @@ export function refuseHandshake(request: Request): Response | undefined {
     return refuse(426, "Connect to this server with a WebSocket.", { Upgrade: "websocket" });
   }
   if (method !== "GET") return refuse(405, "A handshake is a GET request.", { Allow: "GET" });
-  // `has` would make the runtime keep all headers, 1 KiB, for as long as the connection lasts.
+  // `has` would make the runtime keep all headers for as long as the connection is open.
   if (headers.get("host") === null) return refuse(400, "A handshake needs a Host header.");
   if (headers.get("sec-websocket-version") !== "13") {
     const supported = { "Sec-WebSocket-Version": "13", Upgrade: "websocket" };

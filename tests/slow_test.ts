@@ -286,7 +286,7 @@ test(
       await using server = startRoom({ idleTimeout: 1, maxClients: 2 });
       const target = server.url.replace("ws:", "http:");
       const push = async (body: string) =>
-        await (await fetch(target, { method: "POST", body })).text();
+        (await (await fetch(target, { method: "POST", body })).text()).trim();
       await using client = new Script("client.ts", ["-i", server.url], ["--allow-net"], "piped");
       const { stdin } = client;
       await using _input = { [Symbol.asyncDispose]: () => stdin.close().catch(silent) };

@@ -61,7 +61,7 @@ test(
       [handshake({ Host: null }), 400],
       [handshake({}, "POST / HTTP/1.1"), 405, /\r\nallow: get\r\n/],
       [handshake({}, "HEAD / HTTP/1.1"), 405, /\r\nallow: get\r\n/],
-      [handshake({ Host: "[" }, "GET /[ HTTP/1.1"), 101],
+      [handshake({ Host: "[" }, "GET /[ HTTP/1.1"), 400],
       [handshake({ Host: "[", Upgrade: null, "Sec-WebSocket-Key": null }), 400],
       [handshake({ Upgrade: "WebSocket", Connection: "keep-alive, UPGRADE" }), 101],
       [handshake({ Upgrade: "h2c, websocket" }), 101],

@@ -360,7 +360,7 @@ function startRooms(refuse?: (request: Request) => Response | undefined) {
     /** Makes a request, and returns the status of the answer with its text. */
     async ask(query: string, init?: RequestInit): Promise<[number, string] | undefined> {
       const request = new Request(`http://localhost/${query}`, init);
-      const info = {} as Deno.ServeHandlerInfo<Deno.NetAddr>;
+      const info = { completed: new Promise(() => {}) } as Deno.ServeHandlerInfo<Deno.NetAddr>;
       const response = await handler.request?.(request, info);
       if (response instanceof Response) return [response.status, await response.text()];
     },
@@ -443,9 +443,9 @@ Deno.test("a push is heard in its room, and the answer tells by how many", async
   const { ask, enter, said } = startRooms();
   const [common, red] = [enter(), enter("red")];
   const push = (body: BodyInit) => ({ method: "POST", body });
-  assertEquals(await ask("", push("hello 🦕")), [202, '{"clients":1}']);
-  assertEquals(await ask("?room=red", push("")), [202, '{"clients":1}']);
-  assertEquals(await ask("?room=blue", push("hello?")), [202, '{"clients":0}']);
+  assertEquals(await ask("", push("hello 🦕")), [202, '{"clients":1}\n']);
+  assertEquals(await ask("?room=red", push("")), [202, '{"clients":1}\n']);
+  assertEquals(await ask("?room=blue", push("hello?")), [202, '{"clients":0}\n']);
   assertEquals([common.sent, red.sent], [["hello 🦕"], [""]]);
   assertEquals(said, ["hello 🦕", "", "hello?"]);
 });

@@ -23,7 +23,7 @@ export const MAX_WAITING = Math.min(1024 ** 3, Math.floor(getHeapStatistics().he
 /** Seconds that a client may leave a ping unanswered, or take nothing of what waits for it. */
 export const IDLE_TIMEOUT = 30;
 /** Bytes that the runtime is handed for a client at a time: it can't be made to forget them. */
-const MAX_HANDED = 256 * 1024;
+const MAX_HANDED = 512 * 1024;
 /** Bytes that the runtime takes for a message, beside its content. */
 const HANDED_COST = 1024;
 /** Milliseconds between two looks at the clients for which something waits. */

@@ -382,17 +382,19 @@ class Queues {
     this.#pause = Infinity;
   }
 
-  /** Drops a client where too much waits. A little more may wait before the next one is dropped. */
+  /** Drops a client if too much waits. `sender` is the one whose message was handled just now. */
   relieve(sender?: Client): void {
     if (this.waiting <= this.#limit) return;
     for (const client of this.#busy) client.seeTaken();
     if (this.waiting <= this.maxWaiting) return;
-    this.#limit = this.waiting + this.maxWaiting / 16;
     const [reader] = [...this.#busy].sort((one, other) => other.waiting - one.waiting);
-    const isMost = reader.waiting > this.waiting * 2 / 3;
-    const isSlow = isMost || this.clock - reader.takenAt > PAUSE;
-    if (sender && !isSlow) this.drop(sender, "It sent more than the others could read.");
-    else this.drop(reader, "It read too little while too much was waiting.");
+    const isSlow = this.clock - reader.takenAt > PAUSE || reader.waiting > this.waiting * 2 / 3;
+    if (!sender || isSlow || this.waiting > this.maxWaiting * 5 / 4) {
+      return this.drop(reader, "It read too little while too much was waiting.");
+    }
+    // What this sender has sent still waits, so a little more may, before the next one is dropped.
+    this.#limit = this.waiting + this.maxWaiting / 16;
+    this.drop(sender, "It sent more than the others could read.");
   }
 
   #lookWithin(pause: number) {

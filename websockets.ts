@@ -389,7 +389,8 @@ class Queues {
     if (this.waiting <= this.maxWaiting) return;
     const [reader] = [...this.#busy].sort((one, other) => other.waiting - one.waiting);
     const isSlow = this.clock - reader.takenAt > PAUSE || reader.waiting > this.waiting * 2 / 3;
-    if (!sender || isSlow || this.waiting > this.maxWaiting * 5 / 4) {
+    // Where it did not help to drop several senders, it is for the readers to go.
+    if (!sender || isSlow || this.#limit > this.maxWaiting * 5 / 4) {
       return this.drop(reader, "It read too little while too much was waiting.");
     }
     // What this sender has sent still waits, so a little more may, before the next one is dropped.

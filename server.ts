@@ -23,19 +23,19 @@ export function echo(print: Log, { once = false } = {}): Handler {
   };
 }
 
-let second = "";
-let secondStart = -Infinity;
+let [time, takenAt] = ["", 0];
 
-/** The local time as the article prints it. It is formatted once a second, as that takes long. */
+/** The local time as the article prints it. It is taken once a millisecond, because that is slow. */
 function timestamp(): string {
-  let milliseconds = performance.now() - secondStart;
-  if (milliseconds >= 1000) {
-    const now = Temporal.Now.plainDateTimeISO();
-    second = now.toString({ smallestUnit: "second" }).replace("T", " ");
-    milliseconds = now.millisecond + now.microsecond / 1000;
-    secondStart = performance.now() - milliseconds;
+  const now = Date.now();
+  if (now !== takenAt) {
+    time = Temporal.Now.plainDateTimeISO().toString({ fractionalSecondDigits: 6 }).replace(
+      "T",
+      " ",
+    );
+    takenAt = now;
   }
-  return `${second}.${`${Math.floor(milliseconds * 1000)}`.padStart(6, "0")}`;
+  return time;
 }
 
 const USAGE = `Usage: deno run --allow-net server.ts [flags]

@@ -2,7 +2,7 @@
 // the memory that this takes has a bound.
 
 import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
-import { delay, retry } from "@std/async";
+import { deadline, delay, retry } from "@std/async";
 import { room, type Rooms } from "../broadcast_server.ts";
 import type { Handler, ServeOptions } from "../websockets.ts";
 import {
@@ -243,7 +243,10 @@ test(
       for (const reader of readers) assertNumber(await reader.next(), number, message.length);
       number++;
     };
-    while (server.log.all.length === 0) await publish();
+    while (server.log.all.length === 0) {
+      assert(number < 200, "40 MB wait, and nobody is dropped");
+      await publish();
+    }
     assertEquals(server.log.all, [
       "Dropped a client. It read too little while too much was waiting.",
     ]);
@@ -282,7 +285,7 @@ test(
   { needs: "linux" },
   "a stopped process is out of its room and of the count, whether or not messages wait for it",
   async () => {
-    for (const waiting of [0, 20]) {
+    for (const waiting of [0, 10]) {
       await using server = startRoom({ idleTimeout: 1, maxClients: 2 });
       const target = server.url.replace("ws:", "http:");
       const push = async (body: string) =>
@@ -292,9 +295,10 @@ test(
       await using _input = { [Symbol.asyncDispose]: () => stdin.close().catch(silent) };
       await server.lines.next((line) => line === "A client joined, 1 connected.");
       client.kill("SIGSTOP");
-      if (waiting > 0) assertEquals(await push("x"), '{"clients":1}');
-      await Promise.all(Array.from({ length: waiting }, () => push("x".repeat(1_000_000))));
-      assertMatch(await server.lines.next(), /^A client left \(100[18]\), 0 connected.$/);
+      for (let count = 0; count < waiting; count++) await push("x".repeat(1_000_000));
+      // The runtime finds out that it answers no ping, unless the ping has to wait as well.
+      const code = waiting > 0 ? 1008 : 1001;
+      assertEquals(await server.lines.next(), `A client left (${code}), 0 connected.`);
       assertEquals(await push("hello"), '{"clients":0}');
       // The place of the stopped one is free.
       await using _newcomers = await connect(server.url, 2);
@@ -337,7 +341,10 @@ test(
       const left = server.lines.next((line) => line === "A client left (1008), 1 connected.");
       let isGone = false;
       left.finally(() => isGone = true);
-      while (!isGone) await publish();
+      for (let count = 0; !isGone; count++) {
+        assert(count < 200, "40 MB wait, and nobody is dropped");
+        await publish();
+      }
       await left;
       if (isSending) await client.write(frames(TEXT, "still here", 1_000)).catch(silent);
       client.connection.close();
@@ -367,10 +374,7 @@ test(
       flood(client, frame(BINARY, new Uint8Array(65_535)), stopped.signal)
     );
     await using reader = await TestClient.open(server.url);
-    while (server.left.all.length < flooders.length) {
-      reader.send("are they gone?");
-      await reader.next();
-    }
+    for (const _ of flooders) assertEquals((await server.left.next()).code, 1008);
     handled = 0;
     for (let count = 0; count < 50; count++) {
       reader.send("hello");
@@ -414,9 +418,10 @@ test(
     await using readers = await connect(server.url, 20);
     await using sender = await TestClient.open(server.url);
     await server.lines.next((line) => line === "A client joined, 21 connected.");
-    while (server.log.all.length === 0) {
-      for (let count = 0; count < 8; count++) sender.send(new Uint8Array(65_000));
-      await delay(1);
+    for (let count = 0; server.log.all.length === 0; count++) {
+      assert(count < 4_000, "260 MB were sent to each, and nobody is dropped");
+      sender.send(new Uint8Array(65_000));
+      if (count % 8 === 0) await delay(1);
     }
     // The runtime resets who goes on sending after a Close frame, so the code may not arrive.
     await within(sender.closed, "the close");
@@ -475,17 +480,20 @@ test(
       const flood = async (client: RawClient) => {
         // This fills the buffers of the kernel. What follows has to wait in the server.
         for (let count = 0; count < 64; count++) await client.write(large);
-        for (let sent = 0; sent < 16 * MEBIBYTE; sent += Math.max(flooding.length, 100_000)) {
+        for (let sent = 0; sent < 24 * MEBIBYTE; sent += Math.max(flooding.length, 100_000)) {
           await client.write(flooding);
         }
       };
-      // Whoever is dropped is reset as soon as it sends more.
-      await Promise.all(flooders.map((client) => flood(client).catch(silent)));
+      // Whoever is dropped is reset as soon as it sends more, or the runtime does not read it any more.
+      const flooded = Promise.all(flooders.map((client) => flood(client).catch(silent)));
+      await deadline(flooded, 1_500).catch(silent);
       await server.errors.next((line) => line.startsWith("Dropped a client."), "the drop");
-      // The runtime keeps what it was handed for a client until its connection ends.
-      const most = budget + flooders.length * MEBIBYTE + 128 * MEBIBYTE;
+      // The runtime keeps what it was handed for a client until its connection ends, and V8 is
+      // in no hurry to free what the flooders sent. Without a budget it is 500 MiB and more.
+      const most = budget + flooders.length * MEBIBYTE + 256 * MEBIBYTE;
       assertLessOrEqual(memory(server.pid) - before, most);
       for (const client of flooders) client[Symbol.dispose]();
+      await flooded;
       await using newcomer = await TestClient.open(server.url);
       newcomer.send("hello");
       assertMatch(String(await newcomer.next()), /^Data received as "hello"/);

@@ -766,6 +766,35 @@ test(
 
 test(
   { needs: "chromium" },
+  "two tabs in a room hear each other and no other room, and nobody comes in without the token",
+  async () => {
+    const file = await Deno.makeTempFile();
+    await Deno.writeTextFile(file, "a secret");
+    const flags = ["--port", "0", "--token-file", file];
+    await using server = new Script("broadcast_server.ts", flags, ["--allow-net", "--allow-read"]);
+    const url = (await server.lines.next()).match(/http:\S+/)?.[0] ?? "";
+    await Deno.remove(file);
+    await browse({}, async (open) => {
+      const tabs: Page[] = [];
+      for (const room of ["red", "red", "blue"]) {
+        const tab = await open(`${url}?room=${room}&token=a%20secret`);
+        await tab.fill("#text", `${room} is here`);
+        await tab.click("#connect");
+        await shows(tab, ".received", `${room} is here`);
+        tabs.push(tab);
+      }
+      assertEquals(await tabs[0].locator(".received").count(), 2);
+      assertEquals(await tabs[2].locator(".received").count(), 1);
+      assertStringIncludes(await tabs[0].title(), "red");
+      const stranger = await open(`${url}?room=red`);
+      await stranger.click("#connect");
+      await shows(stranger, "#status", "Does this page need ?token=");
+    });
+  },
+);
+
+test(
+  { needs: "chromium" },
   "the broadcast server lets a page from disk in with --origin null only",
   async () => {
     await browse({}, async (open) => {

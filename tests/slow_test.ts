@@ -35,21 +35,35 @@ const onDemand: Handler = {
   },
 };
 
-/** A server whose handler is watched: who is connected, and how often which client left. */
+/** A server that knows its members. Once it has stopped, each `open` must have had one `close`. */
 function startWatched(handler: Handler, options?: ServeOptions) {
   const members = new Set<WebSocket>();
+  const opened: WebSocket[] = [];
+  const closed: WebSocket[] = [];
   const left = new Inbox<CloseEvent>();
-  const watched: Handler = {
+  const server = startServer({
     ...handler,
-    open(socket) {
+    open(socket, request) {
       members.add(socket);
+      opened.push(socket);
+      return handler.open?.(socket, request);
     },
     close(socket, event) {
-      assert(members.delete(socket), "`close` was called twice for a client");
+      members.delete(socket);
+      closed.push(socket);
       left.put(event);
+      return handler.close?.(socket, event);
+    },
+  }, options);
+  return {
+    ...server,
+    members,
+    left,
+    async [Symbol.asyncDispose]() {
+      await server[Symbol.asyncDispose]();
+      assertEquals([closed.length, new Set(closed).size], [opened.length, opened.length]);
     },
   };
-  return Object.assign(startServer(watched, options), { members, left });
 }
 
 /** A room in this process. */
@@ -57,7 +71,7 @@ function startRoom(options?: ServeOptions) {
   const rooms: Rooms = new Map();
   const lines = new Inbox<string>();
   const handler = room(rooms, { log: (line) => lines.put(line), print: silent });
-  return Object.assign(startServer(handler, options), { rooms, lines });
+  return Object.assign(startWatched(handler, options), { rooms, lines });
 }
 
 /** Connects so many clients. They leave together. */
@@ -340,7 +354,8 @@ test(
       await server.lines.next((line) => line === "A client joined, 2 connected.");
       const left = server.lines.next((line) => line === "A client left (1008), 1 connected.");
       let isGone = false;
-      left.finally(() => isGone = true);
+      const stop = () => isGone = true;
+      left.then(stop, stop);
       for (let count = 0; !isGone; count++) {
         assert(count < 200, "40 MB wait, and nobody is dropped");
         await publish();
@@ -400,7 +415,7 @@ test(
         for (const member of members) member.send(`Somebody left: ${code}`);
       },
     };
-    await using server = startServer(telling, { maxWaiting: MEBIBYTE });
+    await using server = startWatched(telling, { maxWaiting: MEBIBYTE });
     await using clients = await connect(server.url, 4);
     clients[0].send(new Uint8Array(600_000));
     for (const client of clients.slice(1)) {
@@ -561,8 +576,10 @@ test(
   { needs: "net" },
   "what a handler closes is delivered first, however slowly it is read",
   async () => {
+    let handled = 0;
     const closing: Handler = {
       message(socket) {
+        handled++;
         for (let count = 0; count < 20; count++) socket.send(new Uint8Array(1_000_000));
         socket.close(4000, "x".repeat(122) + "é");
         socket.send("after the end");
@@ -571,13 +588,14 @@ test(
     };
     await using server = startWatched(closing);
     using client = await RawClient.upgraded(server.port);
-    await client.write(frame(TEXT, "go"));
+    await client.write(frames(TEXT, "go", 3));
     // Far more waits than the kernel holds.
     await delay(300);
     const { code, reason, before } = await readClose(client);
     assertEquals([code, reason, before], [4000, "x".repeat(122), 20 * 1_000_010]);
     client.connection.close();
     assertEquals((await server.left.next()).code, 4000);
+    assertEquals(handled, 1, "Who is being closed is not listened to.");
   },
 );
 

@@ -44,7 +44,8 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
   function say(name: string, data: string | ArrayBuffer) {
     broadcast(clientsIn(name), data);
     relay?.publish(name, data);
-    print(typeof data === "string" ? data : `${data.byteLength} bytes of binary.`);
+    const said = typeof data === "string" ? data : `${data.byteLength} bytes of binary.`;
+    print(name ? `Room ${name}: ${said}` : said);
   }
 
   function tell(event: string, name: string) {

@@ -412,7 +412,7 @@ test(
     const refusals = server.lines.all.filter((line) => line.startsWith("Refused"));
     const line = "Refused a client without the right token.";
     assertEquals(refusals, [...refused, ...refused].map(() => line));
-    assertEquals(server.said.all, ["hi", "hi", "hi", "hi"]);
+    assertEquals(server.said.all, ["hi", "Room red: hi", "hi", "Room red: hi"]);
   },
 );
 

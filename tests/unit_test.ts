@@ -447,7 +447,7 @@ Deno.test("a push is heard in its room, and the answer tells by how many", async
   assertEquals(await ask("?room=red", push("")), [202, '{"clients":1}\n']);
   assertEquals(await ask("?room=blue", push("hello?")), [202, '{"clients":0}\n']);
   assertEquals([common.sent, red.sent], [["hello 🦕"], [""]]);
-  assertEquals(said, ["hello 🦕", "", "hello?"]);
+  assertEquals(said, ["hello 🦕", "Room red: ", "Room blue: hello?"]);
 });
 
 Deno.test("what is no text, or is pushed elsewhere, is heard by nobody", async () => {

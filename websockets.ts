@@ -415,15 +415,15 @@ class Queues {
     for (const client of this.#busy) {
       const { readyState } = client.socket;
       if (readyState === WebSocket.OPEN) client.handOver();
-      const pause = this.clock - client.takenAt;
+      const idleFor = this.clock - client.takenAt;
       // The runtime closes a client that leaves a ping unanswered, but can't while something waits.
       const isGivenUp = readyState === WebSocket.CLOSING && !client.closing;
-      if (isGivenUp || pause >= this.idleTimeout) {
+      if (isGivenUp || idleFor >= this.idleTimeout) {
         this.drop(client, "It took nothing of what it was sent for too long.");
       } else if (client.waiting === 0 && !client.closing) {
         this.#busy.delete(client);
       } else if (client.isQueued) {
-        this.#lookWithin(pause < HAND_OVER_INTERVAL ? 0 : HAND_OVER_INTERVAL);
+        this.#lookWithin(idleFor < HAND_OVER_INTERVAL ? 0 : HAND_OVER_INTERVAL);
       } else {
         this.#lookWithin(LOOK_INTERVAL);
       }
@@ -478,6 +478,7 @@ class Client {
 
   send(data: Message): void {
     if (this.closing) return;
+    // Where nothing shows, empty messages were handed over, and only the next look trusts that.
     const mayHand = this.#handed < MAX_HANDED || (this.#shown > 0 && this.seeTaken());
     if (mayHand && !this.isQueued && !(data instanceof Blob)) return this.#hand(data);
     if (this.#newer === NOTHING) this.#newer = [];
@@ -658,7 +659,9 @@ export function runServer(
   if (!cert !== !key) throw usageError("--cert and --key need each other.");
   const wrong = origin.find((each) => !isOrigin(each));
   if (wrong !== undefined) {
-    throw usageError(`--origin takes * or all of https://example.com, not "${wrong}".`);
+    throw usageError(
+      `--origin takes a whole origin such as https://example.com, or *, not "${wrong}".`,
+    );
   }
   const options = {
     hostname: host.replace(/^\[(.*)\]$/, "$1"),

@@ -5,7 +5,7 @@
 //   … one line a second, 39 in all
 //
 // With --interactive it is the article's test command: it sends what you type.
-// Read `round` and `loop` for the one, and `interact` for the other.
+// Read `round` and `loop` for the one, `interact` for the other, and then `connect`.
 
 import { deadline, delay } from "@std/async";
 import process from "node:process";
@@ -14,29 +14,21 @@ import { parseArgs } from "node:util";
 import { printable, runScript, usageError, wholeNumber } from "./cli.ts";
 
 /** One round of the article's client: connect, send, receive, close. */
-export async function round(message: string, options: ClientOptions) {
+export async function round(message: string, options: ClientOptions): Promise<Message> {
   await using websocket = await connect(options);
+  if (websocket.protocol) console.error(`Subprotocol: ${websocket.protocol}`);
   websocket.send(message);
-  return { answer: await websocket.receive(options), subprotocol: websocket.protocol };
+  return await websocket.receive(options);
 }
 
-/** Runs round after round. While the server is away, a round is tried again after a pause. */
-export async function loop(message: string, options: ClientOptions) {
-  const { count = 39, interval = 1_000, patience = 10_000, signal } = options;
-  for (let done = 0; done < count; done++) {
-    if (done > 0) await delay(interval, { signal });
+/** Runs round after round. A round is tried again while the server is away. */
+export async function loop(message: string, options: ClientOptions): Promise<void> {
+  const { count, interval, patience, signal } = options;
+  for (let rounds = 0; rounds < count; rounds++) {
+    if (rounds > 0) await delay(interval, { signal });
     const end = performance.now() + patience;
-    for (let failures = 0;; failures++) {
-      try {
-        const { answer, subprotocol } = await round(message, options);
-        if (done === 0 && subprotocol) console.error(`Subprotocol: ${subprotocol}`);
-        printLine(show(answer));
-        break;
-      } catch (error) {
-        if (!(error instanceof ConnectionError) || performance.now() > end) throw error;
-        await pause(failures, patience / 100, signal);
-      }
-    }
+    const isPassing = (error: unknown) => isAway(error) && performance.now() < end;
+    printLine(show(await persist(() => round(message, options), isPassing, options)));
   }
 }
 
@@ -49,25 +41,24 @@ export interface ClientOptions {
   protocols?: string[];
   /** How long the server may take for the handshake, and for an answer. */
   timeout: number;
+  /** The longest pause before the first new try, when the server is away. Later ones are longer. */
+  pause: number;
   signal: AbortSignal;
-  /** For `loop`: how many rounds (39), and how long it waits between them (1,000). */
-  count?: number;
-  interval?: number;
-  /** For `loop`: how long the server may be away (10,000), which is enough to restart it. */
-  patience?: number;
-  /** For `interact`: whether to connect again after a loss (true). */
-  reconnect?: boolean;
-  /** For `interact`: the longest pause before the first try to do so (2,000). */
-  firstPause?: number;
+  /** For `loop`: how many rounds, the time between them, and how long the server may be away. */
+  count: number;
+  interval: number;
+  patience: number;
+  /** For `interact`: whether to connect again after a loss. */
+  reconnect: boolean;
 }
 
 /**
  * The article's test command at a terminal: sends each line that is typed, and shows what arrives
  * above the line being typed. When the connection is lost, it connects again.
  *
- * @returns The exit code of the script.
+ * @returns How the last connection was closed.
  */
-export async function interact(options: ClientOptions): Promise<number> {
+export async function interact(options: ClientOptions): Promise<CloseEvent> {
   let websocket = await connect(options);
   const leave = new AbortController();
   const signal = AbortSignal.any([options.signal, leave.signal]);
@@ -82,20 +73,21 @@ export async function interact(options: ClientOptions): Promise<number> {
     leave.abort();
     websocket[Symbol.asyncDispose]();
   });
-  for (let losses = 0;; losses++) {
-    const start = performance.now();
+  while (true) {
     tell(describeOpen(websocket, options));
     for await (const message of websocket.messages) tell(`< ${show(message)}`);
     const event = await websocket.closed;
-    const isOver = options.reconnect === false || signal.aborted || !isLost(event);
+    const isOver = !options.reconnect || signal.aborted || !isLost(event);
     if (isOver) terminal.close();
     tell(`Connection closed: ${describeClose(event)}.${isOver ? "" : " Connecting again …"}`);
-    if (isOver) return exitCode(event);
-    if (performance.now() - start > STABLE) losses = 0;
+    if (isOver) return event;
     try {
-      websocket = await connectAgain({ ...options, signal }, losses);
+      await delay(Math.random() * options.pause, { signal });
+      // A computer that wakes up has no network at first, and finds no host.
+      const isPassing = (error: unknown) => isAway(error) || /dns/.test(`${error}`);
+      websocket = await persist(() => connect(options), isPassing, { ...options, signal });
     } catch (error) {
-      if (signal.aborted) return 1;
+      if (signal.aborted) return event;
       terminal.close();
       throw error;
     }
@@ -103,33 +95,19 @@ export async function interact(options: ClientOptions): Promise<number> {
 }
 
 /**
- * Connects after a loss, after pauses that grow with each failure. Unlike `loop` it also goes on when
- * the host is not found: a computer that wakes up has no network at first.
- */
-export async function connectAgain(options: ClientOptions, failures = 0): Promise<Connection> {
-  await pause(failures, options.firstPause ?? 2_000, options.signal);
-  try {
-    return await connect(options);
-  } catch (error) {
-    if (!(error instanceof ConnectionError) && !/dns/.test(`${error}`)) throw error;
-    return await connectAgain(options, failures + 1);
-  }
-}
-
-/**
  * The test command in a pipe: sends each line of standard input, and prints the answers alone. After
- * the last line it waits for the answers that are due, up to `timeout` milliseconds for each.
+ * the last line it waits for the answers that are due, up to `timeout` for each.
  *
- * @returns The exit code.
+ * @returns How the connection was closed.
  * @throws {Error} if answers did not come.
  */
-export async function pipe(options: ClientOptions): Promise<number> {
+export async function pipe(options: ClientOptions): Promise<CloseEvent> {
   await using websocket = await connect(options);
   console.error(describeOpen(websocket, options));
   const end = new AbortController();
   websocket.closed.then(() => end.abort());
   const signal = AbortSignal.any([options.signal, end.signal]);
-  /** How many lines were sent and not answered yet, and how long none was answered. */
+  /** How many lines were sent and not answered yet, and for how long none was answered. */
   let due = 0;
   let waited = 0;
 
@@ -161,16 +139,26 @@ export async function pipe(options: ClientOptions): Promise<number> {
   const event = await websocket.closed;
   console.error(`Connection closed: ${describeClose(event)}.`);
   if (due > 0) throw new Error(`${due} messages were not answered.`);
-  return exitCode(event);
+  return event;
 }
 
 /**
- * Waits before another try: up to `longest` milliseconds after the first failure, and up to twice as
- * long after each further one. Each pause is random, because otherwise the many clients of a server
- * that restarts would all return in the same moment.
+ * Runs what needs the server, and runs it again as long as its error `isPassing`. Chance decides how
+ * long each pause is, because otherwise all clients of a server that restarts would return at once.
  */
-export async function pause(failures: number, longest: number, signal: AbortSignal) {
-  await delay(Math.random() * longest * 2 ** Math.min(failures, 4), { signal });
+async function persist<T>(
+  run: () => Promise<T>,
+  isPassing: (error: unknown) => boolean,
+  { pause, signal }: ClientOptions,
+): Promise<T> {
+  for (let longest = pause;; longest = Math.min(2 * longest, 16 * pause)) {
+    try {
+      return await run();
+    } catch (error) {
+      if (!isPassing(error)) throw error;
+    }
+    await delay(Math.random() * longest, { signal });
+  }
 }
 
 /** A text, or the bytes of a binary message. */
@@ -178,6 +166,10 @@ export type Message = string | ArrayBuffer;
 
 /** The connection failed, or was lost, for a reason that may pass: another try may succeed. */
 export class ConnectionError extends Error {}
+
+function isAway(error: unknown): boolean {
+  return error instanceof ConnectionError;
+}
 
 /**
  * Opens a connection.
@@ -244,10 +236,6 @@ class Connection extends WebSocket implements AsyncDisposable {
 const CLOSE_TIMEOUT = 2_000;
 /** Bytes that may wait to be sent before the next line is read: a pipe may bring gigabytes. */
 const MAX_UNSENT = 1024 * 1024;
-/** Characters that a line of a pipe may have: few servers take a longer message. */
-const MAX_LINE = 64 * 1024 * 1024;
-/** Milliseconds after which a connection counts as stable, so that the pauses start anew. */
-const STABLE = 60_000;
 /** Bytes of a binary message that are shown: one line of a terminal. */
 const MAX_HEX = 24;
 
@@ -274,24 +262,19 @@ const LASTING = /\b[1-4]\d\d$|dns|certificate|corrupt|HTTP version/;
 export function handshakeError(url: string, { name, message }: Error): Error {
   const reason = name === "TimeoutError"
     ? "no answer in time"
-    : message.replace("NetworkError: failed to connect to WebSocket: ", "");
+    : message.replace(/.*WebSocket: /, "");
   const advice = ADVICE.find(([pattern]) => pattern.test(reason))?.[1];
-  const text = `No connection to ${withoutCredentials(url)} (${reason})${
-    advice ? `: ${advice}` : ""
-  }`;
+  const failure = `No connection to ${withoutCredentials(url)} (${reason})`;
+  const text = advice ? `${failure}: ${advice}` : failure;
   return LASTING.test(reason) ? new Error(text) : new ConnectionError(text);
 }
 
-/** The URL without credentials, as it may be printed. */
-export function withoutCredentials(url: string): string {
-  return url.replace(/^(wss?:\/*)[^/?#\\]*@/i, "$1");
+/** The same without the credentials of a URL, so that it may be printed. */
+export function withoutCredentials(text: string): string {
+  return text.replace(/(:\/*)[^/?#\\]*@/, "$1");
 }
 
-/**
- * The lines of a pipe.
- *
- * @throws {Error} if a line is longer than `MAX_LINE`.
- */
+/** The lines of a pipe. */
 export async function* readLines(
   input: ReadableStream<Uint8Array<ArrayBuffer>>,
   signal: AbortSignal,
@@ -301,9 +284,6 @@ export async function* readLines(
   for await (const text of input.pipeThrough(decoder, { signal })) {
     const [end, ...starts] = text.split("\n");
     rest += end;
-    if (rest.length > MAX_LINE) {
-      throw new Error(`A line has over ${MAX_LINE} characters, split it.`);
-    }
     for (const start of starts) {
       yield rest.replace(/\r$/, "");
       rest = start;
@@ -382,11 +362,6 @@ const CLOSE_CODES: Record<number, string> = {
   1014: "bad gateway",
 };
 
-/** The exit code: 0 where the server closed as it should, or went away. */
-function exitCode({ code }: CloseEvent): number {
-  return code === 1000 || code === 1001 ? 0 : 1;
-}
-
 /** Whether the server is only away, as these codes say. Deno reports a broken connection with 0. */
 export function isLost({ code }: CloseEvent): boolean {
   return [0, 1001, 1006, 1012, 1013].includes(code);
@@ -399,24 +374,23 @@ export function describeClose({ code, reason }: CloseEvent): string {
   return printable(`${known} (${CLOSE_CODES[known] ?? range}) ${reason}`.trim());
 }
 
-/** Names of headers (RFC 9110 section 5.6.2) and of subprotocols (RFC 6455 section 4.1). */
-const TOKEN = /^[!#$%&'*+.^`|~\w-]+$/;
-/** Headers that Deno sets, and does not take from a script. */
+/** A header as RFC 9110 section 5.5 allows it, such as `Name: value`. */
+const HEADER = /^([!#$%&'*+.^`|~\w-]+):([\t\x20-\x7e\xa0-\xff]*)$/;
+/** Headers that Deno sets itself. It ignores what a script says of them. */
 const SET_BY_DENO =
   /^(host|connection|upgrade|content-length|transfer-encoding|sec-websocket-.*)$/i;
 
 /**
- * The headers that `--header` gives, each as `Name: value`.
+ * The headers that `--header` gives.
  *
  * @throws {Error} a `usageError`, which does not show the value: it may be a password.
  */
 export function parseHeaders(lines: string[]): Headers {
   const headers = new Headers();
   for (const line of lines) {
-    const [, name = "", value = ""] = line.match(/^(.*?):([\t\x20-\x7e\xa0-\xff]*)$/) ?? [];
-    if (!TOKEN.test(name)) throw usageError("--header takes 'Name: value', in Latin letters.");
-    if (SET_BY_DENO.test(name)) {
-      throw usageError(`--header can't set ${name}, because Deno does.`);
+    const [, name, value] = line.match(HEADER) ?? [];
+    if (name === undefined || SET_BY_DENO.test(name)) {
+      throw usageError("--header takes 'Name: value', and no name that Deno sets, such as Host.");
     }
     headers.append(name, value);
   }
@@ -454,40 +428,40 @@ if (import.meta.main) {
     });
     const [url = "ws://localhost:9999", ...surplus] = positionals;
     if (surplus.length > 0) throw usageError("One URL is enough.");
-    if (!/^wss?:\/\/[^#]*$/i.test(url) || !URL.canParse(url)) {
-      throw usageError("The URL must be like ws://localhost:9999 or wss://host/path, without #.");
-    }
-    if (!values.subprotocol.every((name) => TOKEN.test(name))) {
-      throw usageError("--subprotocol takes a name without spaces, such as chat.");
-    }
     if (values.origin !== undefined) values.header.push(`Origin: ${values.origin}`);
     const interrupt = new AbortController();
     const { signal } = interrupt;
     const options = {
       url,
       headers: parseHeaders(values.header),
-      protocols: [...new Set(values.subprotocol)],
+      protocols: values.subprotocol,
       timeout: seconds("timeout", values.timeout),
+      pause: values.interactive ? 2_000 : 100,
+      signal,
       count: wholeNumber("count", values.count, 1),
       interval: seconds("interval", values.interval),
+      patience: 10_000,
       reconnect: !values["no-reconnect"],
-      signal,
     };
     Deno.addSignalListener("SIGINT", () => {
       if (signal.aborted) Deno.exit(130);
       interrupt.abort();
     });
-    let code = 0;
+    let code = 1000;
     try {
       const isTerminal = Deno.stdin.isTerminal() && Deno.stdout.isTerminal();
-      if (values.interactive) code = await (isTerminal ? interact : pipe)(options);
+      if (values.interactive) ({ code } = await (isTerminal ? interact : pipe)(options));
       else await loop(values.message, options);
     } catch (error) {
       // This is what a shell reports of a program that ends because nobody reads its output.
       if (error instanceof Deno.errors.BrokenPipe) Deno.exit(141);
+      // The runtime finds what is wrong with a URL or a subprotocol.
+      const { name, message } = error as Error;
+      if (name === "SyntaxError") throw usageError(withoutCredentials(message));
       if (!signal.aborted) throw error;
     }
-    Deno.exit(signal.aborted ? 130 : code);
+    if (signal.aborted) Deno.exit(130);
+    Deno.exit(code === 1000 || code === 1001 ? 0 : 1);
   });
 }
 

@@ -8,7 +8,6 @@
 
 import { deadline, delay } from "@std/async";
 import { createHash, timingSafeEqual } from "node:crypto";
-import { setImmediate } from "node:timers";
 import { parseArgs } from "node:util";
 import { getHeapStatistics } from "node:v8";
 import { limited, type Log, unfailing, usageError, wholeNumber } from "./cli.ts";
@@ -26,10 +25,10 @@ export const IDLE_TIMEOUT = 30;
 const MAX_HANDED = 512 * 1024;
 /** Bytes that the runtime takes for a message, beside its content. */
 const HANDED_COST = 1024;
-/** Milliseconds between two looks at the clients that the runtime was handed something for. */
-const LOOK_INTERVAL = 500;
-/** Milliseconds between two looks at a client with a queue, where it does not take all at once. */
-const HAND_OVER_INTERVAL = 4;
+/** Milliseconds until the next look at a client with a queue that takes what it is sent at once. */
+const SHORT_LOOK = 1;
+/** Milliseconds between looks at all others for which something waits. */
+const LONG_LOOK = 500;
 /** Milliseconds in which a client that reads takes something, even from a busy server. */
 const PAUSE = 1_000;
 /** Bytes that RFC 6455 section 5.5.1 leaves for the reason in a Close frame. */
@@ -118,21 +117,26 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
 
   /** Lets the handler answer or refuse a request. */
   async function ask(request: Request, info: Info, accept: typeof upgrade): Promise<Response> {
+    const answered = new AbortController();
+    const signal = AbortSignal.any([answered.signal, stopping.signal]);
+    // An async function waits for whatever can be waited for, also where its `then` throws.
+    const asked = async () => await handler.request?.(request, info);
+    const late = async () => {
+      await delay(queues.idleTimeout, { signal }).catch(() => {});
+      if (!signal.aborted) log("The handler took too long to answer a request.");
+      return refuse(503, "The server can't wait for this any longer.");
+    };
     pending++;
     try {
-      const asked = handler.request?.(request, info);
-      const isDecided = asked === undefined || asked instanceof Response;
-      const response = isDecided ? asked : await within(queues.idleTimeout, asked, stopping);
+      const response = await Promise.race([asked(), late()]);
       if (response instanceof Response) return response;
       if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
     } catch (error) {
-      if (stopping.signal.aborted) return refuse(503, "The server is shutting down.");
       logFailure(error);
-      // This looks into an error of any kind, even where `instanceof` would throw.
-      const isLate = Error.isError(error) && error.name === "TimeoutError";
-      return refuse(isLate ? 503 : 500, "The server failed to handle this.");
+      return refuse(500, "The server failed to handle this.");
     } finally {
       pending--;
+      answered.abort();
     }
     return accept(request);
   }
@@ -150,14 +154,11 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     if (clients.size >= maxClients || stopping.signal.aborted) {
       return socket.close(1013, "Try again later.");
     }
-    const client = new Client(socket, queues);
+    const client = Client.from(socket, queues);
     clients.add(client);
     // Listeners take half a KiB less for each client than `onmessage` and the like.
-    socket.addEventListener("message", ({ data }) => receive(client, data));
-    socket.addEventListener("close", ({ code, reason }) => {
-      client.end({ code: code || 1006, reason });
-      forget(client);
-    });
+    client.addEventListener("message", ({ data }) => receive(client, data));
+    client.addEventListener("close", ({ code, reason }) => leave(client, code || 1006, reason));
     if (handler.open) call(client, handler.open, request);
   }
 
@@ -170,30 +171,21 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
 
   function drop(client: Client, reason: string) {
     log(`Dropped a client. ${reason}`);
-    client.drop({ code: 1008, reason });
-    forget(client);
+    leave(client, 1008, reason);
   }
 
-  /** Forgets a client that has left or was dropped. The runtime reports some of them twice. */
-  function forget(client: Client) {
+  /** Forgets a client. The runtime reports some of them twice. */
+  function leave(client: Client, code: number, reason: string) {
+    client.end({ code, reason });
     if (!clients.delete(client) || !handler.close) return;
-    const { code = 1005, reason } = client.closing ?? {};
-    call(client, handler.close, new CloseEvent("close", { code, reason }));
+    call(client, handler.close, new CloseEvent("close", client.closing));
   }
 
   /** Calls a function of the handler. An error that got out of it would end the process. */
   function call<T>(client: Client, run: (socket: WebSocket, data: T) => unknown, data: T) {
     try {
-      const result = run.call(handler, client.socket, data);
-      if (result !== undefined) wait(client, result);
-    } catch (error) {
-      fail(client, error);
-    }
-  }
-
-  async function wait(client: Client, result: unknown) {
-    try {
-      await result;
+      const result = run.call(handler, client, data);
+      if (result !== undefined) (async () => await result)().catch((error) => fail(client, error));
     } catch (error) {
       fail(client, error);
     }
@@ -221,13 +213,13 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   }
 
   const abort = new AbortController();
-  const signal = AbortSignal.any([abort.signal, ...options.signal ? [options.signal] : []]);
+  const signal = AbortSignal.any([abort.signal, options.signal ?? abort.signal]);
   const server = Deno.serve({ onListen: () => {}, onError, ...options, hostname, signal }, answer);
   return Object.assign(server, {
     async shutdown() {
       stopping.abort();
       for (const client of clients) client.close(1001, "The server is shutting down.");
-      do await delay(HAND_OVER_INTERVAL); while (clients.size + pending > 0);
+      do await delay(SHORT_LOOK); while (clients.size + pending > 0);
       // The runtime's own `shutdown` would wait without end for a handshake that was reset.
       abort.abort();
       await server.finished;
@@ -250,23 +242,6 @@ function servePage({ method, url }: Request): Response {
 function isUpgrade({ headers }: Request): boolean {
   return /(^|,)\s*websocket\s*(,|$)/i.test(headers.get("upgrade") ?? "") &&
     /(^|,)\s*upgrade\s*(,|$)/i.test(headers.get("connection") ?? "");
-}
-
-/** Waits for a promise as `deadline` does, but keeps no timer for each one that was in time. */
-async function within(milliseconds: number, promise: unknown, stopping: AbortController) {
-  const done = new AbortController();
-  const signal = AbortSignal.any([done.signal, stopping.signal]);
-  const late = async () => {
-    await delay(milliseconds, { signal });
-    throw new DOMException("`request` took too long.", "TimeoutError");
-  };
-  // An async function waits for whatever can be waited for, also where its `then` throws.
-  const inTime = async () => await promise;
-  try {
-    return await Promise.race([inTime(), late()]);
-  } finally {
-    done.abort();
-  }
 }
 
 /** What is wrong with a handshake (RFC 6455 section 4.2.1): the runtime checks little of it. */
@@ -402,9 +377,7 @@ class Queues {
     if (pause >= this.#pause) return;
     clearTimeout(this.#timer);
     this.#pause = pause;
-    // The shortest timer would take a millisecond, in which a fast client has nothing to read.
-    if (pause === 0) setImmediate(() => this.#look());
-    else this.#timer = setTimeout(() => this.#look(), pause);
+    this.#timer = setTimeout(() => this.#look(), pause);
   }
 
   #look() {
@@ -413,19 +386,20 @@ class Queues {
     this.#lookedAt = now;
     this.#pause = Infinity;
     for (const client of this.#busy) {
-      const { readyState } = client.socket;
-      if (readyState === WebSocket.OPEN) client.handOver();
+      if (client.readyState === WebSocket.OPEN) client.handOver();
       const idleFor = this.clock - client.takenAt;
       // The runtime closes a client that leaves a ping unanswered, but can't while something waits.
-      const isGivenUp = readyState === WebSocket.CLOSING && !client.closing;
+      const isGivenUp = client.readyState === WebSocket.CLOSING && !client.closing;
       if (isGivenUp || idleFor >= this.idleTimeout) {
         this.drop(client, "It took nothing of what it was sent for too long.");
       } else if (client.waiting === 0 && !client.closing) {
         this.#busy.delete(client);
-      } else if (client.isQueued) {
-        this.#lookWithin(idleFor < HAND_OVER_INTERVAL ? 0 : HAND_OVER_INTERVAL);
       } else {
-        this.#lookWithin(LOOK_INTERVAL);
+        // A slow client is looked at less often, but soon enough for it to lose little time.
+        const isNext = client.queue.length > 0 || client.closing;
+        this.#lookWithin(
+          isNext ? Math.min(Math.max(idleFor / 4, SHORT_LOOK), LONG_LOOK) : LONG_LOOK,
+        );
       }
     }
     this.relieve();
@@ -433,58 +407,39 @@ class Queues {
   }
 }
 
-/** A socket as a handler sees it. What is sent, and the end, go through the queue of the client. */
-class ServerWebSocket extends WebSocket {
-  declare client: Client;
+/** A client: the runtime's socket, with a queue before it. A handler sees a `WebSocket`. */
+class Client extends WebSocket {
+  declare queues: Queues;
+  /** What the runtime was not handed yet. */
+  declare queue: Message[];
+  /** Set as soon as the client is to be closed. It is sent nothing more, and not listened to. */
+  declare closing?: Close;
+  /** Bytes that wait for this client, and when it last took something on the queues' clock. */
+  declare waiting: number;
+  declare takenAt: number;
+  /** Bytes that the runtime was handed, and what it shows of them as long as nothing is taken. */
+  declare handed: number;
+  declare shown: number;
+
+  /** Makes the runtime's socket a client. */
+  static from(socket: WebSocket, queues: Queues): Client {
+    const fields = { queues, queue: [], waiting: 0, takenAt: 0, handed: 0, shown: 0 };
+    return Object.assign(Object.setPrototypeOf(socket, Client.prototype), fields);
+  }
 
   override send(data: Message): void {
-    // The runtime sends a number, and whatever else is no object, as text.
-    this.client.send(typeof data === "object" ? data : `${data}`);
-  }
-
-  override close(code?: number, reason?: string): void {
-    this.client.close(code, reason);
-  }
-}
-
-/** The runtime's own methods, which a client uses in the end. */
-const { close, send } = WebSocket.prototype;
-
-/** A client: the runtime's socket, with a queue before it. */
-class Client {
-  /** Set as soon as the client is to be closed. It is sent nothing more, and not listened to. */
-  closing?: Close;
-  /** Bytes that wait for this client, and when it last took something on the queues' clock. */
-  waiting = 0;
-  takenAt = 0;
-  /** Bytes that the runtime was handed, and what it shows of them as long as nothing is taken. */
-  #handed = 0;
-  #shown = 0;
-  /** Whether the next message is a Blob that is being read. */
-  #isReading = false;
-  /** What the runtime was not handed yet: `#older` from its end, and then `#newer` from its start. */
-  #older = NOTHING;
-  #newer = NOTHING;
-
-  constructor(readonly socket: WebSocket, readonly queues: Queues) {
-    // The runtime made the socket. This is faster than methods of its own for each socket.
-    Object.assign(socket, { client: this });
-    Object.setPrototypeOf(socket, ServerWebSocket.prototype);
-  }
-
-  get isQueued(): boolean {
-    return this.#newer.length > 0 || this.#older.length > 0 || this.#isReading;
-  }
-
-  send(data: Message): void {
     if (this.closing) return;
+    // The runtime sends a number, and whatever else is no object, as text.
+    const message = typeof data === "object" ? data : `${data}`;
     // Where nothing shows, empty messages were handed over, and only the next look trusts that.
-    const mayHand = this.#handed < MAX_HANDED || (this.#shown > 0 && this.seeTaken());
-    if (mayHand && !this.isQueued && !(data instanceof Blob)) return this.#hand(data);
-    if (this.#newer === NOTHING) this.#newer = [];
-    this.#newer.push(snapshot(data));
-    this.#count(queuedSize(data));
-    this.queues.watch(this, 0);
+    const mayHand = this.handed < MAX_HANDED || (this.shown > 0 && this.seeTaken());
+    const isNext = mayHand && this.queue.length === 0 && !(message instanceof Blob);
+    if (isNext) return this.hand(message);
+    if (this.queue.length === 0) this.queues.watch(this, SHORT_LOOK);
+    const queued = snapshot(message);
+    this.queue.push(queued);
+    this.count(queuedSize(queued));
+    if (queued instanceof Blob) this.read(queued);
   }
 
   /**
@@ -493,110 +448,101 @@ class Client {
    *
    * @throws {DOMException} `InvalidAccessError` for a code that may not be sent.
    */
-  close(code?: number, reason?: string): void {
+  override close(code = 1000, reason = ""): void {
     const closing = toClose(code, reason);
     if (this.closing) return;
     this.closing = closing;
-    this.queues.watch(this, HAND_OVER_INTERVAL);
+    this.queues.watch(this, SHORT_LOOK);
     this.handOver();
   }
 
   /** Forgets what waits. The Close frame follows what the runtime was handed, if that is ever read. */
-  drop(closing: Close): void {
-    this.end(closing);
-    this.#close();
-  }
-
-  /** Forgets what waits, and lets nothing wait any more. */
   end(closing: Close): void {
     this.closing ??= closing;
     this.queues.forget(this);
     this.waiting = 0;
-    this.#older = this.#newer = NOTHING;
+    this.queue = [];
+    this.sendClose();
   }
 
   /** Hands over what comes next, if all is taken that was handed over before. */
   handOver(): void {
-    if (this.#isReading || !this.seeTaken()) return;
-    while (this.isQueued && this.#handed < MAX_HANDED) {
-      if (this.#older.length === 0) [this.#older, this.#newer] = [this.#newer.reverse(), []];
-      const data = this.#older.pop() ?? "";
-      if (data instanceof Blob) return void this.#read(data);
-      this.#count(-queuedSize(data));
-      this.#hand(data);
+    if (!this.seeTaken()) return;
+    let count = 0;
+    while (count < this.queue.length && this.handed < MAX_HANDED) {
+      const message = this.queue[count];
+      if (message instanceof Blob) break;
+      count++;
+      this.count(-queuedSize(message));
+      this.hand(message);
     }
-    if (this.closing && this.waiting === 0) this.#close();
-  }
-
-  /** Reads a Blob before the runtime is handed it, because the runtime shows nothing of a Blob. */
-  async #read(blob: Blob) {
-    this.#isReading = true;
-    const data = await blob.arrayBuffer().catch(() => undefined);
-    this.#isReading = false;
-    if (this.waiting === 0) return;
-    // A Blob may be a file that is gone by now.
-    if (data) this.#older.push(data);
-    else this.drop({ code: 1011, reason: "The server failed to read what it wanted to send." });
-    this.handOver();
+    this.queue.splice(0, count);
+    if (this.waiting === 0) this.sendClose();
   }
 
   /** Sees what was taken of what the runtime was handed. Returns whether that is all of it. */
   seeTaken(): boolean {
-    const { bufferedAmount } = this.socket;
-    if (bufferedAmount < this.#shown || bufferedAmount === 0) this.takenAt = this.queues.clock;
-    this.#shown = bufferedAmount;
+    const { bufferedAmount } = this;
+    if (bufferedAmount < this.shown || bufferedAmount === 0) this.takenAt = this.queues.clock;
+    this.shown = bufferedAmount;
     if (bufferedAmount > 0) return false;
-    this.#count(-this.#handed);
-    this.#handed = 0;
+    this.count(-this.handed);
+    this.handed = 0;
     return true;
   }
 
-  #hand(data: Message) {
-    const size = sizeOf(data);
-    send.call(this.socket, data);
-    this.#handed += size + HANDED_COST;
-    this.#shown += size;
-    this.#count(size + HANDED_COST);
+  /** Reads a Blob in the queue, because the runtime shows nothing of a Blob that it was handed. */
+  private async read(blob: Blob) {
+    const bytes = await blob.arrayBuffer().catch(() => undefined);
+    const index = this.queue.indexOf(blob);
+    if (index === -1) return;
+    // A Blob may be a file that is gone by now.
+    if (!bytes) {
+      return this.end({ code: 1011, reason: "The server failed to read its own message." });
+    }
+    this.queue[index] = bytes;
+    this.handOver();
   }
 
-  #count(bytes: number) {
-    if (this.waiting === 0) this.queues.watch(this, LOOK_INTERVAL);
+  private hand(message: Message) {
+    const size = sizeOf(message);
+    super.send(message);
+    this.handed += size + HANDED_COST;
+    this.shown += size;
+    this.count(size + HANDED_COST);
+  }
+
+  private count(bytes: number) {
+    if (this.waiting === 0) this.queues.watch(this, LONG_LOOK);
     this.waiting += bytes;
     this.queues.waiting += bytes;
   }
 
-  #close() {
-    if (this.socket.readyState !== WebSocket.OPEN) return;
-    const { code, reason } = this.closing ?? {};
-    // Where there is no code, there must not be a reason either, not even an empty one.
-    if (code === undefined) close.call(this.socket);
-    else close.call(this.socket, code, reason);
+  private sendClose() {
+    if (!this.closing || this.readyState !== WebSocket.OPEN) return;
+    super.close(this.closing.code, this.closing.reason);
   }
 }
 
-/** The queue of clients for which nothing waits, which most are: it takes no memory of its own. */
-const NOTHING: Message[] = [];
-
-/** What a Close frame says. Without a code it is empty, and the other side reports 1005. */
+/** What a Close frame says. */
 interface Close {
-  code?: number;
+  code: number;
   reason: string;
 }
 
 /** Checks and converts the arguments of `close` (RFC 6455 sections 5.5.1 and 7.4). */
-function toClose(code?: number, reason = ""): Close {
+function toClose(code: number, reason: string): Close {
+  const ranges = [[1000, 1003], [1007, 1014], [3000, 4999]];
+  if (!ranges.some(([least, most]) => least <= code && code <= most)) {
+    throw new DOMException(`The code ${code} may not be sent.`, "InvalidAccessError");
+  }
   const text = `${reason}`.toWellFormed();
   const { read } = new TextEncoder().encodeInto(text, new Uint8Array(MAX_REASON));
-  const close = { code: code === undefined ? code : Math.round(code), reason: text.slice(0, read) };
-  const ranges = [[1000, 1003], [1007, 1014], [3000, 4999]];
-  const { code: number = 1000 } = close;
-  if (ranges.some(([least, most]) => least <= number && number <= most)) return close;
-  throw new DOMException(`The code ${number} may not be sent.`, "InvalidAccessError");
+  return { code, reason: text.slice(0, read) };
 }
 
 /** A message as it is now, because a buffer may be changed later. */
 function snapshot(data: Message): Message {
-  if (typeof data === "string" || data instanceof Blob) return data;
   if (!ArrayBuffer.isView(data)) return data.slice(0);
   return new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice();
 }

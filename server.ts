@@ -23,16 +23,15 @@ export function echo(print: Log, { once = false } = {}): Handler {
   };
 }
 
-let [time, takenAt] = ["", 0];
+let time = "";
+let takenAt = 0;
 
 /** The local time as the article prints it. It is taken once a millisecond, because that is slow. */
 function timestamp(): string {
   const now = Date.now();
   if (now !== takenAt) {
-    time = Temporal.Now.plainDateTimeISO().toString({ fractionalSecondDigits: 6 }).replace(
-      "T",
-      " ",
-    );
+    const local = Temporal.Now.plainDateTimeISO();
+    time = local.toString({ fractionalSecondDigits: 6 }).replace("T", " ");
     takenAt = now;
   }
   return time;

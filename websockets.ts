@@ -4,7 +4,7 @@
 //   serve({ message: (socket, data) => socket.send(data) }, { port: 8000 });
 //
 // Read `Handler` first: it is what a server of your own does. Then `serve`, which keeps the rules
-// for all clients, and `Queues`, which decides who is too slow. `runServer` makes a script of it.
+// for all clients. `Queues` and `Client` know who is too slow. `runServer` makes a script of it.
 
 import { deadline, delay } from "@std/async";
 import { createHash, timingSafeEqual } from "node:crypto";
@@ -423,8 +423,9 @@ class Client extends WebSocket {
 
   /** Makes the runtime's socket a client. */
   static from(socket: WebSocket, queues: Queues): Client {
+    Object.setPrototypeOf(socket, Client.prototype);
     const fields = { queues, queue: [], waiting: 0, takenAt: 0, handed: 0, shown: 0 };
-    return Object.assign(Object.setPrototypeOf(socket, Client.prototype), fields);
+    return Object.assign(socket as Client, fields);
   }
 
   override send(data: Message): void {

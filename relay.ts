@@ -66,7 +66,7 @@ export class Relay {
   #waitingBytes = 0;
   #published = Promise.resolve();
   /** How many messages were not relayed since that was last reported. */
-  #lost = 0;
+  #unrelayed = 0;
 
   private constructor(private nats: Connection, private options: Required<RelayOptions>) {}
 
@@ -157,7 +157,7 @@ export class Relay {
     const size = bytes.length + MESSAGE_COST;
     // A message that is larger than all that may wait is let through where nothing waits.
     if (this.#waiting.length > 0 && this.#waitingBytes + size > MAX_WAITING) {
-      this.#lost++;
+      this.#unrelayed++;
       return;
     }
     this.#waiting.push({ subject, bytes });
@@ -169,14 +169,15 @@ export class Relay {
   async close(): Promise<void> {
     await deadline(this.#published, TIMEOUT).catch(() => {});
     await this.nats.close();
-    this.#lost += this.#waiting.length;
-    this.#reportLost();
+    this.#unrelayed += this.#waiting.length;
+    this.#report();
   }
 
   #publishSoon() {
     this.#published = this.#published.then(() => this.#publishWaiting());
   }
 
+  /** Publishes what waits, batch by batch: NATS confirms each one before the next. */
   async #publishWaiting() {
     while (!this.#isLost && this.#waiting.length > 0) {
       const pause = this.#settledAt - performance.now();
@@ -184,30 +185,32 @@ export class Relay {
         await delay(pause);
         continue;
       }
-      // All of it counts as lost until NATS has confirmed it.
-      this.#lost += this.#waiting.length;
+      // All of it counts as not relayed until NATS has confirmed it.
+      this.#unrelayed += this.#waiting.length;
       // NATS may take only smaller messages since it is back.
       const batch = this.#waiting.filter(({ bytes }) => bytes.length <= this.maxMessage);
       [this.#waiting, this.#waitingBytes] = [[], 0];
       try {
         for (const { subject, bytes } of batch) this.nats.publish(subject, bytes);
         await this.nats.flush();
-        this.#lost -= batch.length;
+        this.#unrelayed -= batch.length;
       } catch {
         // Some of the messages may have arrived.
         this.#lose();
       }
     }
-    if (!this.#isLost) this.#reportLost();
+    if (!this.#isLost) this.#report();
   }
 
-  #reportLost() {
+  #report() {
     const { log } = this.options;
-    if (this.#lost > 0) log(`Messages not relayed to the other instances: ${this.#lost}.`);
-    this.#lost = 0;
+    if (this.#unrelayed > 0) {
+      log(`Messages not relayed to the other instances: ${this.#unrelayed}.`);
+    }
+    this.#unrelayed = 0;
   }
 
-  /** nats.js tells of a loss once more for each attempt that NATS has refused. */
+  /** Changes nothing the second time: nats.js tells of a loss again after each refused attempt. */
   #lose() {
     if (!this.#isLost) this.options.log("NATS is lost: local clients go on, reconnecting.");
     this.#isLost = true;
@@ -225,19 +228,19 @@ export class Relay {
         this.#settledAt = performance.now() + 2 * reconnectWait;
         this.#publishSoon();
       } else if (status.type === "staleConnection") {
-        // nats.js would first wait until all is written, for ever if NATS stands still.
+        // nats.js would wait until all is written, which never happens if NATS stands still.
         this.nats.protocol.transport.close();
       } else if (status.type === "error") {
         const { message } = status.error;
         log(`NATS: ${message}`);
-        if (message.startsWith("Permissions Violation for Publish")) this.#lost++;
+        if (message.startsWith("Permissions Violation for Publish")) this.#unrelayed++;
         this.#publishSoon();
       }
     }
   }
 }
 
-/** Keeps nats.js from ending the process, and from printing what it can't read as it is. */
+/** Keeps nats.js from ending the process, and from printing raw what it can't read. */
 function contain(log: Log, isReconnecting: () => boolean) {
   // When NATS resets a connection that it refuses, nats.js no longer listens for errors of it.
   globalThis.addEventListener("error", (event) => {

@@ -72,12 +72,22 @@ class Broker implements AsyncDisposable {
     );
   }
 
-  signal(signal: Deno.Signal): void {
-    this.#process?.kill(signal);
+  /** Makes it stand still. A busy system takes a while to do so. */
+  async pause(): Promise<void> {
+    this.#process?.kill("SIGSTOP");
+    const args = ["-o", "state=", "-p", `${this.#process?.pid}`];
+    await retry(async () => {
+      const { stdout } = await new Deno.Command("ps", { args }).output();
+      assertMatch(new TextDecoder().decode(stdout), /^T/);
+    }, { minTimeout: 1, maxTimeout: 10, maxAttempts: 100 });
+  }
+
+  resume(): void {
+    this.#process?.kill("SIGCONT");
   }
 
   async stop(): Promise<void> {
-    this.signal("SIGKILL");
+    this.#process?.kill("SIGKILL");
     await this.#process?.status;
     this.#process = undefined;
   }
@@ -354,13 +364,13 @@ natsTest("the first of a room hears the answer to what it says at once", async (
   await using responder = await TestClient.open(`${there.url}/?room=red`);
   await using neighbor = await TestClient.open(here.url);
   responder.socket.onmessage = ({ data }) => data === "question" && responder.send("answer");
-  broker.signal("SIGSTOP");
+  await broker.pause();
   const first = new TestClient(new WebSocket(`${here.url}/?room=red`));
   const opened = new Promise((resolve) => first.socket.onopen = resolve);
   // Nobody waits in a room that is entered already.
   for (let count = 0; count < 5; count++) await (await TestClient.open(here.url)).close();
   assertEquals(first.socket.readyState, WebSocket.CONNECTING);
-  broker.signal("SIGCONT");
+  broker.resume();
   await within(opened, "the connection");
   first.send("question");
   assertEquals(await upTo("answer", first), ["question", "answer"]);
@@ -554,7 +564,7 @@ natsTest("a NATS that stands still is given up, though much is on its way", asyn
   await using here = await startRelay(broker.url, { ...SPEAKER, pingInterval: 50 });
   await using there = await startRelay(broker.url, { pingInterval: 50 });
   await there.enter("");
-  broker.signal("SIGSTOP");
+  await broker.pause();
   // This is more than the system takes for a connection that nobody reads.
   here.publish("", new ArrayBuffer(60_000_000));
   await heard(here.lines, LOST);
@@ -628,12 +638,12 @@ natsTest("what still waits when an instance stops is published before", async (b
   await using there = await startRelay(broker.url);
   await there.enter("");
   // A broker that pauses keeps all but the first message waiting.
-  broker.signal("SIGSTOP");
+  await broker.pause();
   here.publish("", "first");
   await delay(0);
   here.publish("", "second");
   const closed = here.close();
-  broker.signal("SIGCONT");
+  broker.resume();
   for (const data of ["first", "second"]) {
     assertEquals(await there.messages.next(), { room: "", data });
   }

@@ -27,7 +27,7 @@ export interface RoomOptions {
   /** Told what is said. */
   print: Log;
   /** Joins the rooms to those of other servers. */
-  relay?: Relay;
+  relay?: Pick<Relay, "enter" | "leave" | "publish">;
   /** Refuses who may not enter. */
   refuse?: (request: Request) => Response | undefined;
 }
@@ -38,7 +38,6 @@ const HANDSHAKE_TIMEOUT = 1_000;
 /** The handler: everyone in a room hears everyone in it. Only this changes `rooms`. */
 export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): Handler {
   const names = new WeakMap<WebSocket, string>();
-  const nameOf = (socket: WebSocket) => names.get(socket) ?? "";
   const clientsIn = (name: string) => rooms.get(name) ?? new Set();
 
   function say(name: string, data: string | ArrayBuffer) {
@@ -62,9 +61,9 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
   }
 
   /** Hears the room from before its first client is open, who may say something at once. */
-  async function enter(name: string, relay: Relay) {
-    await relay.enter(name);
-    setTimeout(() => relay.leave(name), HANDSHAKE_TIMEOUT);
+  async function enter(name: string) {
+    await relay?.enter(name);
+    setTimeout(() => relay?.leave(name), HANDSHAKE_TIMEOUT);
   }
 
   return {
@@ -75,9 +74,9 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
       relay?.enter(name);
       tell("A client joined", name);
     },
-    message: (socket, data) => say(nameOf(socket), data),
+    message: (socket, data) => say(names.get(socket) ?? "", data),
     close(socket, { code }) {
-      const name = nameOf(socket);
+      const name = names.get(socket) ?? "";
       clientsIn(name).delete(socket);
       relay?.leave(name);
       tell(`A client left (${code})`, name);
@@ -90,19 +89,17 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
       if (refusal) return refusal;
       const isPush = request.method === "POST" && new URL(request.url).pathname === "/";
       if (isPush) return push(name, request, info);
-      if (relay && request.headers.get("sec-websocket-key") !== null) return enter(name, relay);
+      if (relay && request.headers.get("sec-websocket-key") !== null) return enter(name);
     },
   };
 }
-
-/** A name is printed, and is part of a NATS subject, so it has 100 characters at most. */
-const NAME = /^.{1,100}$/su;
 
 /** The name of the room in a URL, "" if there is none, `undefined` if it may not be used. */
 function requestedRoom({ url }: Request): string | undefined {
   const names = new URL(url).searchParams.getAll("room");
   if (names.length === 0) return "";
-  if (names.length === 1 && NAME.test(names[0])) return names[0];
+  // It is limited because it is printed, and is part of a NATS subject.
+  if (names.length === 1 && /^.{1,100}$/su.test(names[0])) return names[0];
 }
 
 function answer(status: number, text: string): Response {
@@ -130,14 +127,13 @@ if (import.meta.main) {
     const rooms: Rooms = new Map();
     const receive = (name: string, data: string | ArrayBuffer) =>
       broadcast(rooms.get(name) ?? [], data);
-    const relay = nats === undefined ? undefined : await (await import("./relay.ts")).connectRelay({
-      url: nats,
-      subject,
-      receive,
-      log: limited(console.log),
-    });
+    let relay: Relay | undefined;
+    if (nats !== undefined) {
+      const { Relay } = await import("./relay.ts");
+      relay = await Relay.connect({ url: nats, subject, receive, log: limited(console.log) });
+    }
     const handler = room(rooms, { log, print, relay, refuse });
     const limits = { port: 9998, maxMessage: relay?.maxMessage };
-    runServer("Broadcast server", handler, flags, limits, relay?.close);
+    runServer("Broadcast server", handler, flags, limits, async () => await relay?.close());
   });
 }

@@ -1,11 +1,11 @@
 // Rooms joined through NATS: what is said in a room of one server is heard in it on all others.
 //
 // Text goes to the subject `SUBJECT.<room>.text` and binary to `SUBJECT.<room>.binary`, both as
-// they are, so that any program that speaks NATS can take part. Read `roomSubject` first, then
-// `connectRelay` from its end, where the functions of a `Relay` are.
+// they are, so that any program that speaks NATS can take part.
 
-import type * as Transport from "@nats-io/transport-node";
-import { abortable, deadline, delay } from "@std/async";
+import type { NatsConnection, Subscription } from "@nats-io/transport-node";
+import { deadline, delay } from "@std/async";
+import { unescape } from "node:querystring";
 import { type Log, usageError } from "./cli.ts";
 
 /** The name is no literal where it is imported, because Deno would fetch it before it is needed. */
@@ -14,53 +14,36 @@ const PACKAGE: string = "@nats-io/transport-node";
 const TIMEOUT = 3_000;
 /** Milliseconds between pings: a NATS that vanished is noticed when two were not answered. */
 const PING_INTERVAL = 5_000;
-/** Milliseconds before each attempt to reach a NATS that was lost. */
+/** Milliseconds between two attempts to reach a NATS that was lost. */
 const RECONNECT_WAIT = 1_000;
 /** Bytes that may wait while NATS is away: little beside what may wait for clients. */
-const MAX_WAITING_BYTES = 4 * 1024 ** 2;
-/** Messages that may wait while NATS is away: a short one takes more than its bytes. */
-const MAX_WAITING = 32_768;
+const MAX_WAITING = 4 * 1024 ** 2;
+/** Bytes that a message takes while it waits, beside its content. */
+const MESSAGE_COST = 128;
 
-/** The way to the other servers. */
-export interface Relay {
-  /** Bytes of the largest message that can be published. */
-  maxMessage: number;
-  /**
-   * Hears a room until `leave` was called as often as `enter`. Resolves when NATS has confirmed
-   * that. While NATS is away it resolves at once, and the room is heard when NATS is back.
-   */
-  enter(room: string): Promise<void>;
-  /** Takes one `enter` back. */
-  leave(room: string): void;
-  /** Sends a message to the same room of all other servers. */
-  publish(room: string, data: string | ArrayBuffer): void;
-  /** Publishes what still waits, and leaves. */
-  close(): Promise<void>;
-}
-
-/** How to reach the other servers. */
+/** How to reach the other servers. The times are by default the constants of the same name. */
 export interface RelayOptions {
-  /** Where the NATS server is, such as `nats://user:password@localhost:4222`. */
+  /** Where NATS is, such as `nats://user:password@localhost:4222`. */
   url: string;
   /** The NATS subject of the common room, and the beginning of that of all others. */
   subject: string;
   /** Told what is said in a room on another server. */
   receive(room: string, data: string | ArrayBuffer): void;
   log: Log;
-  /** Milliseconds between pings (5,000). */
   pingInterval?: number;
-  /** Milliseconds before each attempt to reach a NATS that was lost (1,000). */
   reconnectWait?: number;
 }
+
+/** A connection of nats.js, with the one part of its inside that is used here. */
+type Connection = NatsConnection & { protocol: { transport: { close(): void } } };
 
 /** A room that this server has clients in. */
 interface Room {
   /** How often it was entered and not left again. */
   clients: number;
-  /** Missing where the room was entered while NATS was away. */
-  subscription?: Transport.Subscription;
+  subscription: Subscription;
   /** Resolves when NATS has confirmed the subscription, or is lost. */
-  entered?: Promise<void>;
+  entered: Promise<void>;
 }
 
 /**
@@ -73,216 +56,197 @@ export function roomSubject(subject: string, room: string): string {
   return room === "" ? subject : `${subject}.${word}`;
 }
 
-/** Where NATS is, and who this server is there. */
-function parseServer(url: string): { host: string; user: string; pass: string } {
-  try {
-    const { protocol, host, username, password } = new URL(url);
-    const [user, pass] = [username, password].map(decodeURIComponent);
-    if (protocol === "nats:" && host !== "") return { host, user, pass };
-  } catch {
-    // Neither `URL` nor `decodeURIComponent` says what is expected.
-  }
-  throw usageError("--nats takes a URL such as nats://127.0.0.1:4222.");
-}
-
-/**
- * Joins the rooms of this server to those of all servers that use the same NATS and `subject`.
- *
- * @throws {Error} if no NATS answers, or a `usageError` if `url` or `subject` is wrong.
- * @throws {Deno.errors.NotCapable} without the permission to connect to NATS.
- */
-export async function connectRelay(options: RelayOptions): Promise<Relay> {
-  const { subject, receive, log, pingInterval = PING_INTERVAL } = options;
-  const { reconnectWait = RECONNECT_WAIT } = options;
-  const { host, user, pass } = parseServer(options.url);
-  if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject)) {
-    throw usageError(`--subject takes words with dots between them, not "${subject}".`);
-  }
-  const transport: typeof Transport = await import(PACKAGE);
-  const encoder = new TextEncoder();
-  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  const rooms = new Map<string, Room>();
-  let waiting: { subject: string; bytes: Uint8Array }[] = [];
-  let waitingBytes = 0;
-  let published = Promise.resolve();
+/** The way to the other servers. */
+export class Relay {
+  readonly #rooms = new Map<string, Room>();
+  #isLost = false;
+  /** When the other servers have had the time to come back to a NATS that was lost. */
+  #settledAt = 0;
+  #waiting: { subject: string; bytes: Uint8Array }[] = [];
+  #waitingBytes = 0;
+  #published = Promise.resolve();
   /** How many messages were not relayed since that was last reported. */
-  let lost = 0;
-  let nats: Transport.NatsConnection;
-  /** Where NATS can be reached: it tells where the rest of its cluster is. */
-  let servers = [host];
-  /** Aborted when NATS is lost: nats.js leaves a `flush` that is under way without an answer. */
-  let loss = new AbortController();
-  /** Whether NATS is there, and the other servers have had the time to come back to it. */
-  let isSettled = false;
-  const closing = new AbortController();
+  #unrelayed = 0;
 
-  // When NATS resets a connection that it refuses, nats.js no longer listens for errors of it.
-  globalThis.addEventListener("error", (event) => {
-    const { code, syscall } = event.error ?? {};
-    if (!isSettled && code === "ECONNRESET" && syscall === "read") event.preventDefault();
-  }, { signal: closing.signal });
-  // When nats.js can't read what NATS sends, it prints that as it is, and only stops reading.
-  const { log: print } = console;
-  console.log = (...data) => {
-    if (data[0] !== "reader closed") return print(...data);
-    log(`NATS: ${data[1].message}`);
-    // It may come together with what completes the connection.
-    setTimeout(() => nats?.close());
-  };
+  private constructor(private nats: Connection, private options: Required<RelayOptions>) {}
 
-  function dial(): Promise<Transport.NatsConnection> {
-    // Where a connection is stuck, nats.js would never end it and reconnect, so that is done here.
-    const limits = { timeout: TIMEOUT, pingInterval, reconnect: false };
-    return transport.connect({ servers, user, pass, noEcho: true, ...limits });
-  }
-
-  async function stayConnected() {
-    while (true) {
-      watch(nats);
-      await nats.closed();
-      isSettled = false;
-      loss.abort();
-      if (closing.signal.aborted) return;
-      log("NATS is lost: local clients go on, reconnecting.");
-      const connection = await reconnect();
-      if (closing.signal.aborted) return connection.close();
-      log("NATS is back.");
-      nats = connection;
-      loss = new AbortController();
-      for (const [name, room] of rooms) room.subscription = subscribe(name);
-      // After twice the wait, the other servers have come back as well.
-      delay(2 * reconnectWait, { signal: loss.signal }).then(() => {
-        isSettled = true;
-        publishSoon();
-      }, () => {});
+  /**
+   * Joins the rooms of this server to those of all servers that use the same NATS and `subject`.
+   *
+   * @throws {Error} if no NATS answers, or a `usageError` if `url` or `subject` is wrong.
+   * @throws {Deno.errors.NotCapable} without the permission to connect to NATS.
+   */
+  static async connect(given: RelayOptions): Promise<Relay> {
+    const options = { pingInterval: PING_INTERVAL, reconnectWait: RECONNECT_WAIT, ...given };
+    const { subject, log, pingInterval, reconnectWait } = options;
+    const url = URL.parse(options.url);
+    if (url?.protocol !== "nats:" || url.host === "") {
+      throw usageError("--nats takes a URL such as nats://127.0.0.1:4222.");
     }
-  }
-
-  async function reconnect(): Promise<Transport.NatsConnection> {
-    let reason = "";
-    while (true) {
-      await delay(reconnectWait);
-      try {
-        return await dial();
-      } catch (error) {
-        const { message } = error as Error;
-        if (message !== reason) log(`NATS: ${message}`);
-        reason = message;
-      }
+    if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject)) {
+      throw usageError(`--subject takes words with dots between them, not "${subject}".`);
     }
+    const { host } = url;
+    const { state } = await Deno.permissions.request({ name: "net", host });
+    if (state !== "granted") throw new Deno.errors.NotCapable(`Requires net access to "${host}"`);
+
+    let relay: Relay | undefined = undefined;
+    contain(log, () => !relay || relay.#isLost && !relay.nats.isClosed());
+    const { connect } = await import(PACKAGE);
+    const nats: Connection = await connect({
+      servers: host,
+      user: unescape(url.username),
+      pass: unescape(url.password),
+      noEcho: true,
+      timeout: TIMEOUT,
+      pingInterval,
+      maxReconnectAttempts: -1,
+      ignoreAuthErrorAbort: true,
+      reconnectDelayHandler: () => reconnectWait,
+    }).catch(({ message }: Error) => {
+      throw new Error(`No NATS server at ${host} (${message}): start nats-server there.`);
+    });
+    relay = new Relay(nats, options);
+    relay.#watch();
+    return relay;
   }
 
-  async function watch(connection: Transport.NatsConnection) {
-    servers = [host, ...connection.info?.connect_urls ?? []];
-    for await (const status of connection.status()) {
-      if (status.type === "update") servers.push(...status.added ?? []);
-      if (status.type === "staleConnection") connection.close();
-      if (status.type !== "error") continue;
-      const { error } = status;
-      log(`NATS: ${error.message}`);
-      if (error instanceof transport.PermissionViolationError && error.operation === "publish") {
-        lost++;
-        publishSoon();
-      }
-    }
+  /** Bytes of the largest message that can be published. */
+  get maxMessage(): number {
+    return this.nats.info?.max_payload ?? Infinity;
   }
 
-  function subscribe(name: string): Transport.Subscription {
-    return nats.subscribe(`${roomSubject(subject, name)}.*`, {
+  /**
+   * Hears a room until `leave` was called as often as `enter`. Resolves when NATS has confirmed
+   * that. While NATS is away it resolves at once, and the room is heard when NATS is back.
+   */
+  async enter(name: string): Promise<void> {
+    const room = this.#rooms.get(name) ?? this.#subscribe(name);
+    room.clients++;
+    if (!this.#isLost) await room.entered;
+  }
+
+  #subscribe(name: string) {
+    const { subject, receive } = this.options;
+    const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+    const subscription = this.nats.subscribe(`${roomSubject(subject, name)}.*`, {
       callback(error, { subject, data }) {
         if (error) return;
         if (subject.endsWith(".text")) receive(name, decoder.decode(data));
         if (subject.endsWith(".binary")) receive(name, new Uint8Array(data).buffer);
       },
     });
+    const room = { clients: 0, subscription, entered: this.nats.flush().catch(() => {}) };
+    this.#rooms.set(name, room);
+    return room;
   }
 
-  /** Resolves when NATS has what it was sent so far. Rejects if NATS is lost before. */
-  function confirm(): Promise<void> {
-    return abortable(nats.flush(), loss.signal);
+  /** Takes one `enter` back. */
+  leave(name: string): void {
+    const room = this.#rooms.get(name);
+    if (!room || --room.clients > 0) return;
+    this.#rooms.delete(name);
+    room.subscription.unsubscribe();
   }
 
-  function publishSoon() {
-    published = published.then(publishWaiting);
+  /** Sends a message to the same room of all other servers. */
+  publish(name: string, data: string | ArrayBuffer): void {
+    const isText = typeof data === "string";
+    const subject = `${roomSubject(this.options.subject, name)}.${isText ? "text" : "binary"}`;
+    const bytes = isText ? new TextEncoder().encode(data) : new Uint8Array(data);
+    const size = bytes.length + MESSAGE_COST;
+    // A message that is larger than all that may wait is let through where nothing waits.
+    if (this.#waiting.length > 0 && this.#waitingBytes + size > MAX_WAITING) {
+      this.#unrelayed++;
+      return;
+    }
+    this.#waiting.push({ subject, bytes });
+    this.#waitingBytes += size;
+    this.#publishSoon();
   }
 
-  /** Publishes what waits. A batch that NATS does not confirm is lost, though some may arrive. */
-  async function publishWaiting() {
-    while (isSettled && waiting.length > 0) {
-      const batch = waiting;
-      [waiting, waitingBytes] = [[], 0];
-      let count = batch.length;
-      for (const { subject, bytes } of batch) {
-        try {
-          nats.publish(subject, bytes);
-        } catch {
-          // NATS takes only smaller messages since it is back.
-          count--;
-          lost++;
-        }
+  /** Publishes what still waits, and leaves. */
+  async close(): Promise<void> {
+    await deadline(this.#published, TIMEOUT).catch(() => {});
+    await this.nats.close();
+    this.#unrelayed += this.#waiting.length;
+    this.#report();
+  }
+
+  #publishSoon() {
+    this.#published = this.#published.then(() => this.#publishWaiting());
+  }
+
+  /** Publishes what waits, batch by batch: NATS confirms each one before the next. */
+  async #publishWaiting() {
+    while (!this.#isLost && this.#waiting.length > 0) {
+      const pause = this.#settledAt - performance.now();
+      if (pause > 0) {
+        await delay(pause);
+        continue;
       }
-      await confirm().catch(() => lost += count);
+      // All of it counts as not relayed until NATS has confirmed it.
+      this.#unrelayed += this.#waiting.length;
+      // NATS may take only smaller messages since it is back.
+      const batch = this.#waiting.filter(({ bytes }) => bytes.length <= this.maxMessage);
+      [this.#waiting, this.#waitingBytes] = [[], 0];
+      try {
+        for (const { subject, bytes } of batch) this.nats.publish(subject, bytes);
+        await this.nats.flush();
+        this.#unrelayed -= batch.length;
+      } catch {
+        // Some of the messages may have arrived.
+        this.#lose();
+      }
     }
-    if (isSettled) reportLost();
+    if (!this.#isLost) this.#report();
   }
 
-  function reportLost() {
-    const what = lost === 1 ? "message was" : "messages were";
-    if (lost > 0) log(`${lost} ${what} not relayed to the other instances.`);
-    lost = 0;
+  #report() {
+    const { log } = this.options;
+    if (this.#unrelayed > 0) {
+      log(`Messages not relayed to the other instances: ${this.#unrelayed}.`);
+    }
+    this.#unrelayed = 0;
   }
 
-  nats = await dial().catch((error) => {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    // This is how Deno's `node:dns` reports that the permission is missing.
-    if (error.code === "EPERM") {
-      throw new Deno.errors.NotCapable(`Requires net access to "${host}"`);
+  /** Changes nothing the second time: nats.js tells of a loss again after each refused attempt. */
+  #lose() {
+    if (!this.#isLost) this.options.log("NATS is lost: local clients go on, reconnecting.");
+    this.#isLost = true;
+  }
+
+  /** Follows the connection: nats.js makes it again, with its subscriptions, when it is lost. */
+  async #watch() {
+    const { log, reconnectWait } = this.options;
+    for await (const status of this.nats.status()) {
+      if (status.type === "disconnect") {
+        this.#lose();
+      } else if (status.type === "reconnect" && this.#isLost) {
+        log("NATS is back.");
+        this.#isLost = false;
+        this.#settledAt = performance.now() + 2 * reconnectWait;
+        this.#publishSoon();
+      } else if (status.type === "staleConnection") {
+        // nats.js would wait until all is written, which never happens if NATS stands still.
+        this.nats.protocol.transport.close();
+      } else if (status.type === "error") {
+        const { message } = status.error;
+        log(`NATS: ${message}`);
+        if (message.startsWith("Permissions Violation for Publish")) this.#unrelayed++;
+        this.#publishSoon();
+      }
     }
-    throw new Error(`No NATS server at ${host} (${error.message}): start nats-server there.`);
+  }
+}
+
+/** Keeps nats.js from ending the process, and from printing raw what it can't read. */
+function contain(log: Log, isReconnecting: () => boolean) {
+  // When NATS resets a connection that it refuses, nats.js no longer listens for errors of it.
+  globalThis.addEventListener("error", (event) => {
+    if (event.error?.code === "ECONNRESET" && isReconnecting()) event.preventDefault();
   });
-  isSettled = true;
-  stayConnected();
-
-  return {
-    maxMessage: nats.info?.max_payload ?? Infinity,
-    async enter(name) {
-      const room: Room = rooms.get(name) ?? { clients: 0 };
-      rooms.set(name, room);
-      if (++room.clients === 1 && !nats.isClosed()) {
-        room.subscription = subscribe(name);
-        room.entered = confirm().catch(() => {});
-      }
-      await room.entered;
-    },
-    leave(name) {
-      const room = rooms.get(name);
-      if (!room || --room.clients > 0) return;
-      rooms.delete(name);
-      room.subscription?.unsubscribe();
-    },
-    publish(name, data) {
-      const isText = typeof data === "string";
-      const bytes = isText ? encoder.encode(data) : new Uint8Array(data);
-      const isFull = waitingBytes + bytes.length > MAX_WAITING_BYTES ||
-        waiting.length === MAX_WAITING;
-      // A message that is larger than all that may wait is let through where nothing waits.
-      if (isFull && waiting.length > 0) {
-        lost++;
-        return;
-      }
-      const kind = isText ? "text" : "binary";
-      waiting.push({ subject: `${roomSubject(subject, name)}.${kind}`, bytes });
-      waitingBytes += bytes.length;
-      publishSoon();
-    },
-    async close() {
-      closing.abort();
-      isSettled = !nats.isClosed();
-      await deadline(published.then(publishWaiting), TIMEOUT).catch(() => {});
-      await nats.close();
-      await published;
-      lost += waiting.length;
-      reportLost();
-    },
-  };
+  const { log: print } = console;
+  console.log = (...data) =>
+    data[0] === "reader closed" ? log(`NATS: ${data[1].message}`) : print(...data);
 }

@@ -219,11 +219,13 @@ export class Relay {
   /** Follows the connection: nats.js makes it again, with its subscriptions, when it is lost. */
   async #watch() {
     const { log, reconnectWait } = this.options;
+    let reason = "";
     for await (const status of this.nats.status()) {
       if (status.type === "disconnect") {
         this.#lose();
       } else if (status.type === "reconnect" && this.#isLost) {
         log("NATS is back.");
+        reason = "";
         this.#isLost = false;
         this.#settledAt = performance.now() + 2 * reconnectWait;
         this.#publishSoon();
@@ -232,7 +234,9 @@ export class Relay {
         this.nats.protocol.transport.close();
       } else if (status.type === "error") {
         const { message } = status.error;
-        log(`NATS: ${message}`);
+        // While NATS refuses, each attempt to come back ends with the same error.
+        if (!this.#isLost || message !== reason) log(`NATS: ${message}`);
+        reason = message;
         if (message.startsWith("Permissions Violation for Publish")) this.#unrelayed++;
         this.#publishSoon();
       }

@@ -175,9 +175,9 @@ test({ needs: "linux" }, "the README's commands make a server of one's own", asy
 // Behind a proxy.
 
 /** A script behind nginx, which is started with the README's configuration. */
-async function startProxied(...args: Parameters<typeof Script.server>) {
+async function startProxied([script, ...flags]: string[], headerTimeout = "$1") {
   await using stack = new AsyncDisposableStack();
-  const server = stack.use(await Script.server(...args));
+  const server = stack.use(await Script.server(script, ...flags));
   const folder = stack.use(await makeFolder()).path;
   const openssl = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
     "-subj /CN=localhost -addext subjectAltName=DNS:localhost " +
@@ -189,7 +189,8 @@ async function startProxied(...args: Parameters<typeof Script.server>) {
   const site = (await printed("nginx"))
     .replace("listen 443", `listen 127.0.0.1:${port}`)
     .replace("9998", new URL(server.url).port)
-    .replaceAll("/etc/ssl/example.com", folder);
+    .replaceAll("/etc/ssl/example.com", folder)
+    .replace(/(?<=client_header_timeout )(\w+)/, headerTimeout);
   // What Debian's nginx.conf says around a site; temporary files stay in the folder.
   const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
     .map((each) => `${each}_temp_path ${folder}/${each};`).join(" ");
@@ -221,7 +222,7 @@ const countDescriptors = ({ pid }: Script) => [...Deno.readDirSync(`/proc/${pid}
 
 testWith(NGINX, "behind nginx, pages of its site and pushes come in", async () => {
   const origin = "https://example.com";
-  await using proxied = await startProxied("broadcast_server.ts", "--origin", origin);
+  await using proxied = await startProxied(["broadcast_server.ts", "--origin", origin]);
   const { client } = proxied;
   const url = `https://localhost:${proxied.port}/`;
   const page = await fetch(url, { client });
@@ -242,7 +243,7 @@ testWith(NGINX, "behind nginx, pages of its site and pushes come in", async () =
 });
 
 testWith(NGINX, "behind nginx, echo answers text and the largest message", async () => {
-  await using proxied = await startProxied("server.ts", "--quiet");
+  await using proxied = await startProxied(["server.ts", "--quiet"]);
   await using client = await proxied.open();
   client.send("hello");
   assertMatch(String(await client.next()), /^Data received as "hello"\./);
@@ -252,7 +253,7 @@ testWith(NGINX, "behind nginx, echo answers text and the largest message", async
 });
 
 testWith(NGINX, "nginx cuts off a handshake that does not end, unseen by the server", async () => {
-  await using proxied = await startProxied("server.ts", "--quiet");
+  await using proxied = await startProxied(["server.ts", "--quiet"], "500ms");
   const before = countDescriptors(proxied.server);
   using silent = await Deno.connect({ port: proxied.port });
   using half = await proxied.connect();
@@ -263,7 +264,7 @@ testWith(NGINX, "nginx cuts off a handshake that does not end, unseen by the ser
 });
 
 testWith(NGINX, "behind nginx, handshakes that are reset leave no descriptor", async () => {
-  await using proxied = await startProxied("server.ts", "--quiet");
+  await using proxied = await startProxied(["server.ts", "--quiet"]);
   const before = countDescriptors(proxied.server);
   const reset = async () => {
     using client = await proxied.connect();
@@ -277,7 +278,7 @@ testWith(NGINX, "behind nginx, handshakes that are reset leave no descriptor", a
 });
 
 testWith(NGINX, "a restart behind nginx costs a client a pause and no round", async () => {
-  await using proxied = await startProxied("server.ts", "--quiet");
+  await using proxied = await startProxied(["server.ts", "--quiet"]);
   const trust = ["--allow-net", `--cert=${proxied.folder}/cert.pem`];
   const flags = [`wss://localhost:${proxied.port}/`, "--count", "20", "--interval", "0.02"];
   await using client = new Script("client.ts", flags, trust);

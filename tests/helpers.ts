@@ -319,6 +319,24 @@ export class RawClient implements Disposable {
     return head;
   }
 
+  /** Reads all that comes: how many bytes were before the Close frame at its end, and what it says. */
+  async readClose(): Promise<{ code: number; reason: string; before: number }> {
+    let tail = new Uint8Array();
+    let total = 0;
+    while (true) {
+      const bytes = await this.read();
+      total += bytes.length;
+      tail = new Uint8Array([...tail, ...bytes.slice(-127)]).slice(-127);
+      for (let start = 0; start < tail.length - 3; start++) {
+        if (tail[start] !== 0x88 || tail[start + 1] !== tail.length - start - 2) continue;
+        const code = tail[start + 2] << 8 | tail[start + 3];
+        const reason = new TextDecoder().decode(tail.slice(start + 4));
+        return { code, reason, before: total - (tail.length - start) };
+      }
+      if (bytes.length === 0) throw new Error("The connection ended without a Close frame.");
+    }
+  }
+
   [Symbol.dispose](): void {
     try {
       this.connection.close();

@@ -283,24 +283,6 @@ test(
 
 // Stopping.
 
-/** Reads all that comes: the Close frame at its end, and how many bytes were before it. */
-async function readClose(client: RawClient) {
-  let tail = new Uint8Array();
-  let total = 0;
-  while (true) {
-    const bytes = await client.read();
-    total += bytes.length;
-    tail = new Uint8Array([...tail, ...bytes.slice(-127)]).slice(-127);
-    for (let start = 0; start < tail.length - 3; start++) {
-      if (tail[start] !== (0x80 | CLOSE) || tail[start + 1] !== tail.length - start - 2) continue;
-      const code = tail[start + 2] << 8 | tail[start + 3];
-      const reason = new TextDecoder().decode(tail.slice(start + 4));
-      return { code, reason, before: total - (tail.length - start) };
-    }
-    assert(bytes.length > 0, "the connection ended without a Close frame");
-  }
-}
-
 test(
   { needs: "run" },
   "a stopping server delivers what is queued, says 1001 and lets nobody in",
@@ -319,7 +301,7 @@ test(
     const { code, reason } = await within(idle.closed, "1001");
     assertEquals([code, reason], [1001, "The server is shutting down."]);
     assertEquals((await ask(port, handshake())).status, 503);
-    const last = await readClose(slow);
+    const last = await slow.readClose();
     assertEquals([last.code, last.before], [1001, 20 * (size + 10)]);
     await slow.write(frame(CLOSE));
     assertEquals(await server.end(), 0);

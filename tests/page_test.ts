@@ -4,7 +4,8 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { Buffer } from "node:buffer";
 import type { Browser, BrowserContext, Page } from "playwright-core";
 import html from "../client.html" with { type: "text" };
-import { CHROMIUM, CHROMIUM_FLAGS, Inbox, Script, startServer, test } from "./helpers.ts";
+import { CHROMIUM, CHROMIUM_FLAGS, Inbox, PYTHON, Script } from "./helpers.ts";
+import { startPythonServer, startServer, test } from "./helpers.ts";
 
 const FROM_DISK = new URL("../client.html", import.meta.url).href;
 const SECOND = 1000;
@@ -390,7 +391,7 @@ test(
       await press(page);
       await shows(page, "#status", "Could not connect (code 1006).");
       await shows(page, "#status", "Does it accept this page (--origin null)?");
-      await page.clock.runFor(100 * SECOND);
+      await page.clock.fastForward(100 * SECOND);
       assertEquals(await page.innerText("#connect"), "Connect");
       assertEquals(refusing.handshakes.all, ["/"]);
     });
@@ -415,14 +416,14 @@ test(
         assertEquals(await page.innerText("#connect"), "Cancel");
         await page.clock.runFor(SECOND);
         await shows(page, "#countdown", `Trying again in ${seconds - 1} s.`);
-        await page.clock.runFor((seconds - 1) * SECOND);
+        await page.clock.fastForward((seconds - 1) * SECOND);
       }
       const entries = await page.locator(".state").allInnerTexts();
       assertEquals(entries.filter((entry) => entry.includes("1006")).length, 1);
       assertEquals(entries.length, 4);
       const { port } = new URL(server.url);
       server = await Script.server("server.ts", "--port", port);
-      await page.clock.runFor(30 * SECOND);
+      await page.clock.fastForward(30 * SECOND);
       await page.locator("[data-state=open]").waitFor();
       assertEquals(await page.innerText("#countdown"), "");
       // It sends what someone types when someone presses Enter.
@@ -434,7 +435,7 @@ test(
       server.kill("SIGKILL");
       await shows(page, "#countdown", "Trying again in 4 s.");
       await page.evaluate("window.WebSocket = class extends EventTarget { close() {} }");
-      await page.clock.runFor(4 * SECOND);
+      await page.clock.fastForward(4 * SECOND);
       await shows(page, "#status", "Trying again now…");
     });
   },
@@ -482,7 +483,7 @@ test(
       await press(page);
       for (const seconds of [4, 8, 16]) {
         await shows(page, "#countdown", `Trying again in ${seconds} s.`);
-        await page.clock.runFor(seconds * SECOND);
+        await page.clock.fastForward(seconds * SECOND);
       }
       await press(page);
       await page.evaluate("Math.random = () => 0.999");
@@ -503,7 +504,7 @@ test({ needs: "chromium" }, "the button cancels a try, and coming back", async (
     assertEquals(await page.innerText("#connect"), "Cancel");
     await press(page);
     await shows(page, "#status", "Cancelled. Not connected.");
-    await page.clock.runFor(100 * SECOND);
+    await page.clock.fastForward(100 * SECOND);
     assertEquals(await page.innerText("#connect"), "Connect");
     assertEquals(server.handshakes.all.length, 1);
 
@@ -786,3 +787,12 @@ test(
     });
   },
 );
+
+test({ needs: PYTHON ? "chromium" : "python" }, "the page talks to Python", async () => {
+  await using server = await startPythonServer();
+  await browse("English", async (open) => {
+    const page = await open(FROM_DISK);
+    await connect(page, server.url);
+    await shows(page, ".received", "Hello, I am the page.");
+  });
+});

@@ -11,6 +11,7 @@ import {
   frame,
   handshake,
   Inbox,
+  Program,
   RawClient,
   Script,
   startServer,
@@ -36,10 +37,8 @@ async function assertAnswers(url: string): Promise<void> {
 const SERVER = `"${Deno.execPath()}" run --allow-net server.ts`;
 
 /** Starts a server as a shell does, where more can be set than in a command of Deno. */
-function startShell(command: string): Deno.ChildProcess {
-  const cwd = new URL("../", import.meta.url);
-  const args = ["-c", command];
-  return new Deno.Command("sh", { args, cwd, stdout: "piped", stderr: "piped" }).spawn();
+function startShell(command: string): Program {
+  return new Program("sh", ["-c", command], { cwd: new URL("../", import.meta.url) });
 }
 
 // Handshake.
@@ -238,18 +237,15 @@ test(
   { needs: "linux" },
   "a server out of descriptors says so and ends, to be started again",
   async () => {
-    const process = startShell(`ulimit -n 64; exec ${SERVER} --port 0`);
-    const output = process.stdout.pipeThrough(new TextDecoderStream()).getReader();
-    const port = Number((await output.read()).value?.match(/localhost:(\d+)/)?.[1]);
-    const errors = new Response(process.stderr).text();
+    await using server = startShell(`ulimit -n 64; exec ${SERVER} --port 0`);
+    const port = Number((await server.prints(/ws:/)).match(/localhost:(\d+)/)?.[1]);
     const clients: RawClient[] = [];
     for (let count = 0; count < 64; count++) {
       await RawClient.open(port).then((client) => clients.push(client), silent);
     }
-    assertEquals((await within(process.status, "the server to end")).code, 1);
-    assertMatch(await errors, /^Stopped listening \(.*\): raise ulimit -n .*\n$/);
+    assertEquals(await server.end(), 1);
+    assertMatch(server.errors.all.join("\n"), /^Stopped listening \(.*\): raise ulimit -n .*$/);
     for (const client of clients) client[Symbol.dispose]();
-    await output.cancel();
   },
 );
 
@@ -361,14 +357,13 @@ test(
     const listener = Deno.listen({ hostname: "localhost", port: 0 });
     const { port } = listener.addr;
     listener.close();
-    const process = startShell(`exec ${SERVER} --port ${port} > /dev/full 2> /dev/full`);
+    await using server = startShell(`exec ${SERVER} --port ${port} > /dev/full 2> /dev/full`);
     const url = `ws://localhost:${port}`;
     await retry(() => assertAnswers(url), { minTimeout: 50, multiplier: 1, maxAttempts: 200 });
     assertEquals((await ask(port, handshake({ Origin: "null.test" }))).status, 403);
     await assertAnswers(url);
-    process.kill("SIGTERM");
-    assertEquals((await within(process.status, "the server to end")).code, 0);
-    await Promise.all([process.stdout.cancel(), process.stderr.cancel()]);
+    server.kill();
+    assertEquals(await server.end(), 0);
   },
 );
 

@@ -43,7 +43,7 @@ async function measure(
   const { server, urls } = startServer(load === broadcast, deliver, ignoresRooms);
   const sockets = await connectAll(urls, clients, options.rooms);
   try {
-    return await load(sockets, { bytes: 20, milliseconds: 100, rate: 5000, ...options });
+    return await load(sockets, { bytes: 20, milliseconds: 30, rate: 5000, ...options });
   } finally {
     await disconnect(sockets);
     await server.shutdown();
@@ -203,11 +203,11 @@ test({ needs: "net" }, "handshakes gives up those that are never answered", asyn
 });
 
 test({ needs: "net" }, "a server with --url is tried: does it broadcast, or answer?", async () => {
-  for (const isBroadcast of [true, false]) {
+  await Promise.all([true, false].map(async (isBroadcast) => {
     const { server, urls } = startServer(isBroadcast, send);
     assertEquals(await isBroadcastServer({ name: "", urls, processIds: [] }), isBroadcast);
     await server.shutdown();
-  }
+  }));
 });
 
 test({ needs: "linux" }, "processor time is that of all processes together", async () => {

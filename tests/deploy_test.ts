@@ -6,7 +6,7 @@ import { retry } from "@std/async";
 import { existsSync } from "node:fs";
 import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
-import { handshake, Inbox, Script, test, TestClient, within } from "./helpers.ts";
+import { handshake, Inbox, Program, Script, test, TestClient, within } from "./helpers.ts";
 
 const ROOT = fileURLToPath(new URL("../", import.meta.url));
 const NGINX = "/usr/sbin/nginx";
@@ -44,49 +44,6 @@ function freePort(): number {
   return listener.addr.port;
 }
 
-/** A program in a folder and an environment of its own, with the lines that it prints. */
-class Program implements AsyncDisposable {
-  readonly lines = new Inbox<string>();
-  readonly process: Deno.ChildProcess;
-  readonly #ended: Promise<unknown>;
-
-  constructor(command: string, args: string[], options: Deno.CommandOptions = {}) {
-    const output = { stdout: "piped", stderr: "piped" } as const;
-    this.process = new Deno.Command(command, { args, ...output, ...options }).spawn();
-    const { stdout, stderr, status } = this.process;
-    this.#ended = Promise.all([this.#collect(stdout), this.#collect(stderr), status]);
-  }
-
-  async #collect(stream: ReadableStream<Uint8Array<ArrayBuffer>>) {
-    let rest = "";
-    for await (const text of stream.pipeThrough(new TextDecoderStream())) {
-      const lines = (rest + text).split("\n");
-      rest = lines.pop() ?? "";
-      for (const line of lines) this.lines.put(line);
-    }
-  }
-
-  /** The line that it is to print; if it ends without that line, all of its lines are thrown. */
-  async shows(wanted: RegExp): Promise<string> {
-    const shown = this.lines.next((line) => wanted.test(line), `${wanted}`);
-    const ended = this.#ended.then(() => {
-      const line = this.lines.all.find((each) => wanted.test(each));
-      if (line === undefined) throw new Error(this.lines.all.join("\n"));
-      return line;
-    });
-    return await Promise.race([shown, ended]);
-  }
-
-  async [Symbol.asyncDispose]() {
-    try {
-      this.process.kill();
-    } catch {
-      // It has ended already.
-    }
-    await within(this.#ended, "the program to end");
-  }
-}
-
 /** A Deno of its own, such as one with an empty cache. */
 function deno(args: string[], options?: Deno.CommandOptions): Program {
   return new Program(Deno.execPath(), [args[0], "--no-prompt", ...args.slice(1)], options);
@@ -101,12 +58,12 @@ test({ needs: "run" }, "a first start fetches the standard library alone", async
     [["broadcast_server.ts", "--port", "0"], /^Broadcast server on /],
     [["client.ts", server.url, "--count", "1"], /^Data received as /],
   ];
-  for (const [script, firstLine] of starts) {
+  await Promise.all(starts.map(async ([script, firstLine]) => {
     await using cache = await makeFolder();
     const env = { DENO_DIR: cache.path, NO_COLOR: "1" };
     await using program = deno(["run", "--allow-net", ...script], { cwd: ROOT, env });
     try {
-      await program.shows(firstLine);
+      await program.prints(firstLine);
     } catch (error) {
       if (!/error sending request/.test(`${error}`)) throw error;
       return console.log("Ignoring a first start: the npm registry can't be reached.");
@@ -114,14 +71,14 @@ test({ needs: "run" }, "a first start fetches the standard library alone", async
     const [registry] = Deno.readDirSync(`${cache.path}/npm`);
     const packages = [...Deno.readDirSync(`${cache.path}/npm/${registry.name}`)];
     assertEquals(packages.map(({ name }) => name), ["deno-std"], script[0]);
-  }
+  }));
 });
 
 test({ needs: "run" }, "the scripts run from any working directory", async () => {
   await using folder = await makeFolder();
   const args = ["run", "--allow-net", `${ROOT}server.ts`, "--port", "0"];
   await using server = deno(args, { cwd: folder.path });
-  await server.shows(/^Echo server on /);
+  await server.prints(/^Echo server on /);
 });
 
 test({ needs: "run" }, "the README's command runs a script by its URL", async () => {
@@ -147,7 +104,7 @@ test({ needs: "run" }, "the README's command runs a script by its URL", async ()
     cwd: cache.path,
     env: { DENO_DIR: cache.path, NO_COLOR: "1" },
   });
-  await server.shows(/^Echo server on /);
+  await server.prints(/^Echo server on /);
 });
 
 test({ needs: "linux" }, "the README's commands make a server of one's own", async () => {
@@ -164,7 +121,7 @@ test({ needs: "linux" }, "the README's commands make a server of one's own", asy
     .replace("deno run", "cat > my_server.ts; exec deno run");
   const env = { PATH: `${dirname(Deno.execPath())}:${Deno.env.get("PATH")}`, NO_COLOR: "1" };
   await using shell = new Program("sh", ["-ec", commands], { cwd: clone, env, stdin: "piped" });
-  await ReadableStream.from([new TextEncoder().encode(script)]).pipeTo(shell.process.stdin);
+  await ReadableStream.from([new TextEncoder().encode(script)]).pipeTo(shell.stdin);
 
   await using client = await retry(() => TestClient.open(`ws://localhost:${port}`), SOON);
   assertEquals(await client.next(), "Welcome.");
@@ -175,9 +132,9 @@ test({ needs: "linux" }, "the README's commands make a server of one's own", asy
 // Behind a proxy.
 
 /** A script behind nginx, which is started with the README's configuration. */
-async function startProxied(...args: Parameters<typeof Script.server>) {
+async function startProxied([script, ...flags]: string[], headerTimeout = "$1") {
   await using stack = new AsyncDisposableStack();
-  const server = stack.use(await Script.server(...args));
+  const server = stack.use(await Script.server(script, ...flags));
   const folder = stack.use(await makeFolder()).path;
   const openssl = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
     "-subj /CN=localhost -addext subjectAltName=DNS:localhost " +
@@ -189,13 +146,14 @@ async function startProxied(...args: Parameters<typeof Script.server>) {
   const site = (await printed("nginx"))
     .replace("listen 443", `listen 127.0.0.1:${port}`)
     .replace("9998", new URL(server.url).port)
-    .replaceAll("/etc/ssl/example.com", folder);
+    .replaceAll("/etc/ssl/example.com", folder)
+    .replace(/(?<=client_header_timeout )(\w+)/, headerTimeout);
   // What Debian's nginx.conf says around a site; temporary files stay in the folder.
   const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
     .map((each) => `${each}_temp_path ${folder}/${each};`).join(" ");
   await Deno.writeTextFile(
     `${folder}/nginx.conf`,
-    `daemon off; pid ${folder}/pid; events {} http { access_log off; ${temporary}\n${site}}`,
+    `daemon off; master_process off; pid ${folder}/pid; events {} http { access_log off; ${temporary}\n${site}}`,
   );
   stack.use(new Program(NGINX, ["-e", "stderr", "-c", `${folder}/nginx.conf`]));
   await retry(async () => (await Deno.connect({ port })).close(), SOON);
@@ -221,7 +179,7 @@ const countDescriptors = ({ pid }: Script) => [...Deno.readDirSync(`/proc/${pid}
 
 testWith(NGINX, "behind nginx, pages of its site and pushes come in", async () => {
   const origin = "https://example.com";
-  await using proxied = await startProxied("broadcast_server.ts", "--origin", origin);
+  await using proxied = await startProxied(["broadcast_server.ts", "--origin", origin]);
   const { client } = proxied;
   const url = `https://localhost:${proxied.port}/`;
   const page = await fetch(url, { client });
@@ -242,7 +200,7 @@ testWith(NGINX, "behind nginx, pages of its site and pushes come in", async () =
 });
 
 testWith(NGINX, "behind nginx, echo answers text and the largest message", async () => {
-  await using proxied = await startProxied("server.ts", "--quiet");
+  await using proxied = await startProxied(["server.ts", "--quiet"]);
   await using client = await proxied.open();
   client.send("hello");
   assertMatch(String(await client.next()), /^Data received as "hello"\./);
@@ -252,7 +210,7 @@ testWith(NGINX, "behind nginx, echo answers text and the largest message", async
 });
 
 testWith(NGINX, "nginx cuts off a handshake that does not end, unseen by the server", async () => {
-  await using proxied = await startProxied("server.ts", "--quiet");
+  await using proxied = await startProxied(["server.ts", "--quiet"], "500ms");
   const before = countDescriptors(proxied.server);
   using silent = await Deno.connect({ port: proxied.port });
   using half = await proxied.connect();
@@ -263,7 +221,7 @@ testWith(NGINX, "nginx cuts off a handshake that does not end, unseen by the ser
 });
 
 testWith(NGINX, "behind nginx, handshakes that are reset leave no descriptor", async () => {
-  await using proxied = await startProxied("server.ts", "--quiet");
+  await using proxied = await startProxied(["server.ts", "--quiet"]);
   const before = countDescriptors(proxied.server);
   const reset = async () => {
     using client = await proxied.connect();
@@ -277,7 +235,7 @@ testWith(NGINX, "behind nginx, handshakes that are reset leave no descriptor", a
 });
 
 testWith(NGINX, "a restart behind nginx costs a client a pause and no round", async () => {
-  await using proxied = await startProxied("server.ts", "--quiet");
+  await using proxied = await startProxied(["server.ts", "--quiet"]);
   const trust = ["--allow-net", `--cert=${proxied.folder}/cert.pem`];
   const flags = [`wss://localhost:${proxied.port}/`, "--count", "20", "--interval", "0.02"];
   await using client = new Script("client.ts", flags, trust);
@@ -308,7 +266,7 @@ testWith(
 
     const [, command] = unit.match(/^ExecStart=\S+ (.*)$/m) ?? [];
     await using server = deno([...command.split(" "), "--port", "0"], { cwd: folder.path });
-    await server.shows(/^Broadcast server on ws:\/\/127\.0\.0\.1:/);
+    await server.prints(/^Broadcast server on ws:\/\/127\.0\.0\.1:/);
   },
 );
 
@@ -327,7 +285,7 @@ test({ needs: "run" }, "OTEL_DENO=true tells a collector of handshakes and lines
     OTEL_BLRP_SCHEDULE_DELAY: "50",
   };
   await using server = deno(["run", "--allow-net", "server.ts", "--port", "0"], { cwd: ROOT, env });
-  const [url] = (await server.shows(/^Echo server on /)).match(/ws:[^,]+/) ?? [];
+  const [url] = (await server.prints(/^Echo server on /)).match(/ws:[^,]+/) ?? [];
   await using _client = await TestClient.open(`${url}/chat`);
   const expected = [/^\/v1\/logs.*Echo server on/s, /^\/v1\/traces.*\/chat.*"101"/s];
   const areTold = () => expected.every((each) => told.all.some((text) => each.test(text)));

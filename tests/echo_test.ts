@@ -6,7 +6,7 @@ import { echo } from "../server.ts";
 import { ask, handshake, RawClient, Script, startServer, test, TestClient } from "./helpers.ts";
 
 const silent = () => {};
-const REPLY = /^Data received as "hello"\. {2}time: (\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)\.\d{6}$/;
+const REPLY = /^Data received as "hello"\. {2}time: (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6})$/;
 
 /** Whether this machine has an address: not every container has IPv6. */
 async function canListen(hostname: string): Promise<boolean> {
@@ -36,12 +36,12 @@ test(
     await using server = startServer(echo(silent));
     await using client = await TestClient.open(server.url);
     const times = [];
-    for (let seconds = 0; seconds < 2; seconds++) {
-      if (seconds > 0) await delay(1_000);
+    for (let count = 0; count < 2; count++) {
+      if (count > 0) await delay(5);
       client.send("hello");
       const reply = String(await client.next());
       assertMatch(reply, REPLY);
-      times.push(reply.match(REPLY)?.[2] ?? "");
+      times.push(reply.match(REPLY)?.[1] ?? "");
     }
     assert(times[0] !== times[1], `${times}`);
   },

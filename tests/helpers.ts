@@ -179,34 +179,21 @@ export class TestClient implements AsyncDisposable {
   }
 }
 
-/** A script as its user runs it, with what it prints. */
-export class Script implements AsyncDisposable {
+/** A program that runs until it ends or the test does, with what it prints. */
+export class Program implements AsyncDisposable {
   readonly lines = new Inbox<string>();
   readonly errors = new Inbox<string>();
   readonly #process: Deno.ChildProcess;
-  readonly #printed: Promise<unknown>;
+  readonly #ended: Promise<Deno.CommandStatus>;
 
-  constructor(script: string, args: string[], permissions = ["--allow-net"], stdin = "null") {
-    this.#process = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--no-prompt", ...permissions, script, ...args],
-      cwd: ROOT,
-      env: { NO_COLOR: "1" },
-      stdin: stdin as "null" | "piped",
-      stdout: "piped",
-      stderr: "piped",
-    }).spawn();
-    this.#printed = Promise.all([
+  constructor(command: string, args: string[], options: Deno.CommandOptions = {}) {
+    const streams = { stdin: "null", stdout: "piped", stderr: "piped" } as const;
+    this.#process = new Deno.Command(command, { args, ...streams, ...options }).spawn();
+    this.#ended = Promise.all([
+      this.#process.status,
       collect(this.#process.stdout, this.lines),
       collect(this.#process.stderr, this.errors),
-    ]);
-  }
-
-  /** Starts a server script on a free port and waits until it listens. */
-  static async server(script: string, ...flags: string[]): Promise<Script & { url: string }> {
-    const started = new Script(script, ["--port", "0", ...flags]);
-    const line = await started.lines.next((line) => line.includes("ws://"), `${script} to listen`);
-    const url = line.match(/wss?:\/\/[^,]+/)?.[0] ?? "";
-    return Object.assign(started, { url });
+    ]).then(([status]) => status);
   }
 
   get stdin(): WritableStream<Uint8Array> {
@@ -221,11 +208,20 @@ export class Script implements AsyncDisposable {
     this.#process.kill(signal);
   }
 
+  /** The next line that is `wanted`; if it ends without that line, its errors are thrown. */
+  async prints(wanted: RegExp): Promise<string> {
+    const ended = this.#ended.then(() => {
+      const line = this.lines.all.find((each) => wanted.test(each));
+      if (line === undefined) throw new Error(this.errors.all.join("\n"));
+      return line;
+    });
+    const printed = this.lines.next((line) => wanted.test(line), `${wanted}`);
+    return await Promise.race([printed, ended]);
+  }
+
   /** Waits for the end: its exit code. */
   async end(): Promise<number> {
-    const { code } = await within(this.#process.status, "the script to end");
-    await this.#printed;
-    return code;
+    return (await within(this.#ended, "the program to end")).code;
   }
 
   async [Symbol.asyncDispose]() {
@@ -236,6 +232,45 @@ export class Script implements AsyncDisposable {
     }
     await this.end();
   }
+}
+
+/** A script as its user runs it. */
+export class Script extends Program {
+  constructor(script: string, args: string[], permissions = ["--allow-net"], stdin = "null") {
+    super(Deno.execPath(), ["run", "--no-prompt", ...permissions, script, ...args], {
+      cwd: ROOT,
+      env: { NO_COLOR: "1" },
+      stdin: stdin as "null" | "piped",
+    });
+  }
+
+  /** Starts a server script on a free port and waits until it listens. */
+  static async server(script: string, ...flags: string[]): Promise<Script & { url: string }> {
+    const started = new Script(script, ["--port", "0", ...flags]);
+    const url = (await started.prints(/ws:/)).match(/ws:[^,]+/)?.[0] ?? "";
+    return Object.assign(started, { url });
+  }
+}
+
+const PYTHON_SERVER = `
+import asyncio, websockets
+
+async def echo(websocket):
+    async for message in websocket:
+        await websocket.send(message)
+
+async def main():
+    async with websockets.serve(echo, "127.0.0.1", 0, subprotocols=["chat"]) as server:
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await asyncio.Future()
+
+asyncio.run(main())
+`;
+
+/** Starts Python's `websockets` as an echo server, which speaks the subprotocol `chat`. */
+export async function startPythonServer(): Promise<Program & { url: string }> {
+  const server = new Program(PYTHON ?? "", ["-c", PYTHON_SERVER]);
+  return Object.assign(server, { url: `ws://127.0.0.1:${await server.prints(/./)}` });
 }
 
 async function collect(stream: ReadableStream<Uint8Array>, inbox: Inbox<string>): Promise<void> {
@@ -317,6 +352,24 @@ export class RawClient implements Disposable {
       head += String.fromCharCode(byte[0]);
     }
     return head;
+  }
+
+  /** Reads all that comes: how many bytes were before the Close frame at its end, and what it says. */
+  async readClose(): Promise<{ code: number; reason: string; before: number }> {
+    let tail = new Uint8Array();
+    let total = 0;
+    while (true) {
+      const bytes = await this.read();
+      total += bytes.length;
+      tail = new Uint8Array([...tail, ...bytes.slice(-127)]).slice(-127);
+      for (let start = 0; start < tail.length - 3; start++) {
+        if (tail[start] !== 0x88 || tail[start + 1] !== tail.length - start - 2) continue;
+        const code = tail[start + 2] << 8 | tail[start + 3];
+        const reason = new TextDecoder().decode(tail.slice(start + 4));
+        return { code, reason, before: total - (tail.length - start) };
+      }
+      if (bytes.length === 0) throw new Error("The connection ended without a Close frame.");
+    }
   }
 
   [Symbol.dispose](): void {

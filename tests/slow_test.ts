@@ -20,7 +20,6 @@ import {
 
 const TEXT = 1;
 const BINARY = 2;
-const CLOSE = 8;
 const MEBIBYTE = 1024 ** 2;
 const silent = () => {};
 
@@ -108,24 +107,6 @@ function assertNumber(message: string | ArrayBuffer, number: number, size: numbe
   assertEquals([new DataView(message).getUint32(0), message.byteLength], [number, size]);
 }
 
-/** Reads all that comes: how many bytes were before the Close frame at its end, and what it says. */
-async function readClose(client: RawClient) {
-  let tail = new Uint8Array();
-  let total = 0;
-  while (true) {
-    const bytes = await client.read();
-    total += bytes.length;
-    tail = new Uint8Array([...tail, ...bytes.slice(-127)]).slice(-127);
-    for (let start = 0; start < tail.length - 3; start++) {
-      if (tail[start] !== (0x80 | CLOSE) || tail[start + 1] !== tail.length - start - 2) continue;
-      const code = tail[start + 2] << 8 | tail[start + 3];
-      const reason = new TextDecoder().decode(tail.slice(start + 4));
-      return { code, reason, before: total - (tail.length - start) };
-    }
-    assert(bytes.length > 0, "the connection ended without a Close frame");
-  }
-}
-
 /** Sends one thing again and again and reads nothing, until the server has no more of it. */
 async function flood(client: RawClient, bytes: Uint8Array, signal: AbortSignal): Promise<void> {
   // A connection that is dropped takes nothing more, and a stopped one is closed by the test.
@@ -143,9 +124,9 @@ test(
   "an echo client that sends and reads at the same time gets everything, in any size",
   async () => {
     // A round fits into what may wait, and all rounds together do not.
-    await using server = startWatched(verbatim, { maxWaiting: 40 * MEBIBYTE });
+    await using server = startWatched(verbatim, { maxWaiting: 15 * MEBIBYTE });
     await using client = await TestClient.open(server.url);
-    for (const [count, size] of [[20_000, 64], [10_000, 1_000], [300, 65_000], [19, 1_000_000]]) {
+    for (const [count, size] of [[5_000, 64], [5_000, 1_000], [150, 65_000], [10, 1_000_000]]) {
       for (let number = 0; number < count; number++) client.send(numbered(number, size));
       await assertInOrder(client, count, size);
     }
@@ -153,8 +134,8 @@ test(
   },
 );
 
-test({ needs: "run" }, "a pipe of 50,000 lines through both scripts is complete", async () => {
-  const count = 50_000;
+test({ needs: "run" }, "a pipe of 20,000 lines through both scripts is complete", async () => {
+  const count = 20_000;
   await using server = await Script.server("server.ts", "--quiet");
   await using client = new Script("client.ts", ["-i", server.url], ["--allow-net"], "piped");
   const lines = Array.from({ length: count }, (_, number) => `${number}\n`).join("");
@@ -174,7 +155,7 @@ test(
   async () => {
     await using server = startRoom();
     await using readers = await connect(server.url, 5);
-    for (const [count, size] of [[8, 1_000_000], [30, 1_000_000], [80, 65_000], [10_000, 1_000]]) {
+    for (const [count, size] of [[30, 1_000_000], [80, 65_000], [3_000, 1_000]]) {
       for (let number = 0; number < count; number++) readers[0].send(numbered(number, size));
       await Promise.all(readers.map((reader) => assertInOrder(reader, count, size)));
     }
@@ -182,13 +163,13 @@ test(
   },
 );
 
-test({ needs: "net" }, "40 clients that all send 50 messages at once hear 2,000", async () => {
+test({ needs: "net" }, "20 clients that all send 50 messages at once hear 1,000", async () => {
   await using server = startRoom();
-  await using clients = await connect(server.url, 40);
+  await using clients = await connect(server.url, 20);
   const sent = Array.from({ length: 50 }, (_, number) => `message ${number} of 50 ..`);
   for (const client of clients) sent.forEach((message) => client.send(message));
   for (const client of clients) {
-    while (client.messages.all.length < 2_000) await client.next();
+    while (client.messages.all.length < 1_000) await client.next();
     assertEquals(client.messages.all, clients[0].messages.all);
   }
   assertEquals(server.log.all, []);
@@ -200,9 +181,9 @@ test(
   async () => {
     const now = performance.now;
     try {
-      await using server = startWatched(verbatim, { maxWaiting: 4 * MEBIBYTE });
+      await using server = startWatched(verbatim, { maxWaiting: MEBIBYTE });
       await using client = await TestClient.open(server.url);
-      for (let count = 0; count < 6_000; count++) {
+      for (let count = 0; count < 2_000; count++) {
         client.send("");
         assertEquals(await client.next(), "");
       }
@@ -268,7 +249,7 @@ test(
     const dropped = number;
     for (let count = 0; count < 50; count++) await publish();
 
-    const { code, before } = await readClose(sleeper);
+    const { code, before } = await sleeper.readClose();
     assertEquals(code, 1008);
     assertLessOrEqual(
       before,
@@ -282,7 +263,7 @@ test(
   { needs: "net" },
   "who takes nothing for the time of `idleTimeout` is dropped, and told when it wakes up",
   async () => {
-    await using server = startWatched(onDemand, { idleTimeout: 1 });
+    await using server = startWatched(onDemand, { idleTimeout: 0.6 });
     await using other = await TestClient.open(server.url);
     using sleeper = await RawClient.upgraded(server.port);
     await sleeper.write(frame(TEXT, "100 100000"));
@@ -291,7 +272,7 @@ test(
     assertMatch(server.log.all.join(), /^Dropped a client\. It took nothing/);
     other.send("1 1");
     await other.next();
-    assertEquals((await readClose(sleeper)).code, 1008);
+    assertEquals((await sleeper.readClose()).code, 1008);
   },
 );
 
@@ -299,8 +280,8 @@ test(
   { needs: "linux" },
   "a stopped process is out of its room and of the count, whether or not messages wait for it",
   async () => {
-    for (const waiting of [0, 10]) {
-      await using server = startRoom({ idleTimeout: 1, maxClients: 2 });
+    await Promise.all([0, 10].map(async (waiting) => {
+      await using server = startRoom({ idleTimeout: 0.6, maxClients: 2 });
       const target = server.url.replace("ws:", "http:");
       const push = async (body: string) =>
         (await (await fetch(target, { method: "POST", body })).text()).trim();
@@ -317,7 +298,7 @@ test(
       // The place of the stopped one is free.
       await using _newcomers = await connect(server.url, 2);
       assertEquals((await ask(server.port, handshake())).status, 503);
-    }
+    }));
   },
 );
 
@@ -332,7 +313,7 @@ test(
     const { code, reason } = await server.left.next();
     assertEquals([code, reason, server.members.size], [4000, "go", 0]);
     await (await TestClient.open(server.url)).close();
-    assertEquals((await readClose(client)).code, 4000);
+    assertEquals((await client.readClose()).code, 4000);
   },
 );
 
@@ -485,7 +466,8 @@ test(
   async () => {
     const budget = 16 * MEBIBYTE;
     const large = frame(BINARY, new Uint8Array(65_535));
-    for (const flooding of [large, frames(TEXT, "x", 1_000), frames(BINARY, "", 1_000)]) {
+    const kinds = [large, frames(TEXT, "x", 1_000), frames(BINARY, "", 1_000)];
+    await Promise.all(kinds.map(async (flooding) => {
       const flags = ["--quiet", "--max-waiting", `${budget}`];
       await using server = await Script.server("server.ts", ...flags);
       const before = memory(server.pid);
@@ -512,7 +494,7 @@ test(
       await using newcomer = await TestClient.open(server.url);
       newcomer.send("hello");
       assertMatch(String(await newcomer.next()), /^Data received as "hello"/);
-    }
+    }));
   },
 );
 
@@ -591,32 +573,10 @@ test(
     await client.write(frames(TEXT, "go", 3));
     // Far more waits than the kernel holds.
     await delay(300);
-    const { code, reason, before } = await readClose(client);
+    const { code, reason, before } = await client.readClose();
     assertEquals([code, reason, before], [4000, "x".repeat(122), 20 * 1_000_010]);
     client.connection.close();
     assertEquals((await server.left.next()).code, 4000);
     assertEquals(handled, 1, "Who is being closed is not listened to.");
-  },
-);
-
-test(
-  { needs: "net" },
-  "a server that stops delivers what waits, and then closes with 1001",
-  async () => {
-    const server = startWatched(onDemand);
-    using slow = await RawClient.upgraded(server.port);
-    await using quick = await TestClient.open(server.url);
-    await slow.write(frame(TEXT, "20 1000000"));
-    quick.send("20 1000000");
-    await quick.next();
-    const stopped = server[Symbol.asyncDispose]();
-    await delay(300);
-    const { code, before } = await readClose(slow);
-    assertEquals([code, before], [1001, 20 * 1_000_010]);
-    slow.connection.close();
-    assertEquals((await within(quick.closed, "the close")).code, 1001);
-    assertEquals(quick.messages.all.length, 20);
-    await stopped;
-    assertEquals(server.left.all.map(({ code }) => code), [1001, 1001]);
   },
 );

@@ -1,7 +1,9 @@
 // What `serve` promises whoever connects, and however: each promise of the README has a test here.
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { delay, retry } from "@std/async";
+import { retry } from "@std/async";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { echo } from "../server.ts";
 import { type Handler, MAX_MESSAGE } from "../websockets.ts";
 import {
@@ -9,6 +11,7 @@ import {
   frame,
   handshake,
   Inbox,
+  Program,
   RawClient,
   Script,
   startServer,
@@ -21,6 +24,8 @@ const silent = () => {};
 const TEXT = 1;
 const BINARY = 2;
 const CLOSE = 8;
+const PING = 9;
+const PONG = 10;
 
 /** Fails unless the server at `url` still answers a newcomer. */
 async function assertAnswers(url: string): Promise<void> {
@@ -32,10 +37,8 @@ async function assertAnswers(url: string): Promise<void> {
 const SERVER = `"${Deno.execPath()}" run --allow-net server.ts`;
 
 /** Starts a server as a shell does, where more can be set than in a command of Deno. */
-function startShell(command: string): Deno.ChildProcess {
-  const cwd = new URL("../", import.meta.url);
-  const args = ["-c", command];
-  return new Deno.Command("sh", { args, cwd, stdout: "piped", stderr: "piped" }).spawn();
+function startShell(command: string): Program {
+  return new Program("sh", ["-c", command], { cwd: new URL("../", import.meta.url) });
 }
 
 // Handshake.
@@ -212,7 +215,7 @@ test({ needs: "net" }, "of a burst, those that are too many get 503 or 1013", as
 });
 
 test({ needs: "run" }, "handshakes that are reset keep nobody out, and it can stop", async () => {
-  await using server = await Script.server("server.ts", "--max-clients", "50");
+  await using server = await Script.server("server.ts", "--max-clients", "10");
   const port = Number(new URL(server.url).port);
   const page = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
   const reset = async () => {
@@ -221,7 +224,7 @@ test({ needs: "run" }, "handshakes that are reset keep nobody out, and it can st
     await client.write(handshake());
     // The system resets a connection that is closed before all of it is read, as the page here.
   };
-  for (let newcomers = 0; newcomers < 119; newcomers++) {
+  for (let newcomers = 0; newcomers < 20; newcomers++) {
     await Promise.all(Array.from({ length: 12 }, reset));
     await assertAnswers(server.url);
   }
@@ -234,18 +237,15 @@ test(
   { needs: "linux" },
   "a server out of descriptors says so and ends, to be started again",
   async () => {
-    const process = startShell(`ulimit -n 64; exec ${SERVER} --port 0`);
-    const output = process.stdout.pipeThrough(new TextDecoderStream()).getReader();
-    const port = Number((await output.read()).value?.match(/localhost:(\d+)/)?.[1]);
-    const errors = new Response(process.stderr).text();
+    await using server = startShell(`ulimit -n 64; exec ${SERVER} --port 0`);
+    const port = Number((await server.prints(/ws:/)).match(/localhost:(\d+)/)?.[1]);
     const clients: RawClient[] = [];
     for (let count = 0; count < 64; count++) {
       await RawClient.open(port).then((client) => clients.push(client), silent);
     }
-    assertEquals((await within(process.status, "the server to end")).code, 1);
-    assertMatch(await errors, /^Stopped listening \(.*\): raise ulimit -n .*\n$/);
+    assertEquals(await server.end(), 1);
+    assertMatch(server.errors.all.join("\n"), /^Stopped listening \(.*\): raise ulimit -n .*$/);
     for (const client of clients) client[Symbol.dispose]();
-    await output.cancel();
   },
 );
 
@@ -260,92 +260,61 @@ test(
       ...echo(silent),
       close: (_: WebSocket, { code }: CloseEvent) => closed.put(code),
     };
-    await using server = startServer(handler, { idleTimeout: 1 });
-    await using idle = await TestClient.open(server.url);
+    await using server = startServer(handler, { idleTimeout: 0.8 });
     using dead = await RawClient.upgraded(server.port);
-    assertEquals(await closed.next(undefined, "the timeout"), 1001);
+    using idle = await RawClient.upgraded(server.port);
+    // The other one gets its second ping when the dead one is dropped.
+    for (let pings = 0; pings < 2; pings++) {
+      assertEquals(await idle.read(), new Uint8Array([0x80 | PING, 0]));
+      await idle.write(frame(PONG));
+    }
+    assertEquals(await closed.next(), 1001);
+    // The runtime reports it once more when it is gone.
     dead.connection.close();
-    // By now the runtime has pinged the other client too, and has reported the dead one twice.
-    await delay(1_500);
-    assertEquals([closed.all, idle.socket.readyState], [[1001], WebSocket.OPEN]);
-  },
-);
-
-test(
-  { needs: "net" },
-  "what a handler closes is delivered first, however slowly it is read",
-  async () => {
-    const handler: Handler = {
-      message(socket) {
-        socket.send(new Uint8Array(4_000_000));
-        socket.send(new Uint8Array(4_000_000));
-        socket.close(4000, "x".repeat(122) + "é");
-        socket.send("after the end");
-        socket.close(1000);
-      },
-    };
-    await using server = startServer(handler);
-    await using client = await TestClient.open(server.url);
-    client.send("go");
-    const { code, reason } = await within(client.closed, "the close");
-    assertEquals([code, reason], [4000, "x".repeat(122)]);
-    assertEquals(client.messages.all.length, 2);
+    await idle.write(frame(CLOSE));
+    await closed.next((code) => code === 1005, "the end of the other one");
+    assertEquals(closed.all, [1001, 1005]);
   },
 );
 
 // Stopping.
 
-/** Reads all that comes: the Close frame at its end, and how many bytes were before it. */
-async function readClose(client: RawClient) {
-  let tail = new Uint8Array();
-  let total = 0;
-  while (true) {
-    const bytes = await client.read();
-    total += bytes.length;
-    tail = new Uint8Array([...tail, ...bytes.slice(-127)]).slice(-127);
-    for (let start = 0; start < tail.length - 3; start++) {
-      if (tail[start] !== (0x80 | CLOSE) || tail[start + 1] !== tail.length - start - 2) continue;
-      const code = tail[start + 2] << 8 | tail[start + 3];
-      const reason = new TextDecoder().decode(tail.slice(start + 4));
-      return { code, reason, before: total - (tail.length - start) };
-    }
-    assert(bytes.length > 0, "the connection ended without a Close frame");
-  }
-}
-
 test(
   { needs: "run" },
   "a stopping server delivers what is queued, says 1001 and lets nobody in",
   async () => {
-    for (const signal of ["SIGINT", "SIGTERM"] as const) {
-      await using server = await Script.server("server.ts");
-      const port = Number(new URL(server.url).port);
-      await using idle = await TestClient.open(server.url);
-      using slow = await RawClient.upgraded(port);
-      // More than the kernel takes: some of it waits in the server.
-      const size = 1_000_000;
-      for (let sent = 0; sent < 20; sent++) await slow.write(frame(BINARY, new Uint8Array(size)));
-      for (let sent = 0; sent < 20; sent++) {
-        await server.lines.next((line) => line === "Send reply");
-      }
-      server.kill(signal);
-      const { code, reason } = await within(idle.closed, "1001");
-      assertEquals([code, reason], [1001, "The server is shutting down."]);
-      assertEquals((await ask(port, handshake())).status, 503);
-      const last = await readClose(slow);
-      assertEquals([last.code, last.before], [1001, 20 * (size + 10)]);
-      await slow.write(frame(CLOSE));
-      assertEquals(await server.end(), 0);
-      assertEquals(server.errors.all, []);
+    await using server = await Script.server("server.ts");
+    const port = Number(new URL(server.url).port);
+    await using idle = await TestClient.open(server.url);
+    using slow = await RawClient.upgraded(port);
+    // More than the kernel takes: some of it waits in the server.
+    const size = 1_000_000;
+    for (let sent = 0; sent < 20; sent++) await slow.write(frame(BINARY, new Uint8Array(size)));
+    for (let sent = 0; sent < 20; sent++) {
+      await server.lines.next((line) => line === "Send reply");
     }
+    server.kill("SIGINT");
+    const { code, reason } = await within(idle.closed, "1001");
+    assertEquals([code, reason], [1001, "The server is shutting down."]);
+    assertEquals((await ask(port, handshake())).status, 503);
+    const last = await slow.readClose();
+    assertEquals([last.code, last.before], [1001, 20 * (size + 10)]);
+    await slow.write(frame(CLOSE));
+    assertEquals(await server.end(), 0);
+    assertEquals(server.errors.all, []);
   },
 );
 
+/** Lets what a script waits for with a deadline take a tenth of its time. */
+const HURRY = "--preload=data:text/javascript,const { timeout } = AbortSignal;" +
+  "AbortSignal.timeout = (milliseconds) => timeout.call(AbortSignal, milliseconds / 10)";
+
 test({ needs: "run" }, "who does not read can't keep it from stopping", async () => {
-  const start = async () => {
-    const server = await Script.server("server.ts", "--quiet");
-    const client = await RawClient.upgraded(Number(new URL(server.url).port));
-    const idle = await TestClient.open(server.url);
+  const start = async (...flags: string[]) => {
+    const server = new Script("server.ts", ["--port", "0", "--quiet"], ["--allow-net", ...flags]);
+    const url = (await server.lines.next()).match(/ws:[^,]+/)?.[0] ?? "";
+    const client = await RawClient.upgraded(Number(new URL(url).port));
+    const idle = await TestClient.open(url);
     // Far more than the kernel takes, so that most of it waits in the server.
     const large = frame(BINARY, new Uint8Array(1_000_000));
     for (let sent = 0; sent < 40; sent++) await client.write(large);
@@ -354,7 +323,7 @@ test({ needs: "run" }, "who does not read can't keep it from stopping", async ()
     assertEquals((await within(idle.closed, "1001")).code, 1001);
     return Object.assign(server, { client });
   };
-  await using patient = await start();
+  await using patient = await start(HURRY);
   await using urgent = await start();
   urgent.kill();
   assertEquals(await urgent.end(), 1, "A second signal ends it at once.");
@@ -388,14 +357,13 @@ test(
     const listener = Deno.listen({ hostname: "localhost", port: 0 });
     const { port } = listener.addr;
     listener.close();
-    const process = startShell(`exec ${SERVER} --port ${port} > /dev/full 2> /dev/full`);
+    await using server = startShell(`exec ${SERVER} --port ${port} > /dev/full 2> /dev/full`);
     const url = `ws://localhost:${port}`;
     await retry(() => assertAnswers(url), { minTimeout: 50, multiplier: 1, maxAttempts: 200 });
     assertEquals((await ask(port, handshake({ Origin: "null.test" }))).status, 403);
     await assertAnswers(url);
-    process.kill("SIGTERM");
-    assertEquals((await within(process.status, "the server to end")).code, 0);
-    await Promise.all([process.stdout.cancel(), process.stderr.cancel()]);
+    server.kill();
+    assertEquals(await server.end(), 0);
   },
 );
 
@@ -413,7 +381,7 @@ function seededRandom(seed: number): (limit: number) => number {
 
 test(
   { needs: "net" },
-  "10,000 random handshakes and 10,000 random frames end nothing",
+  "2,000 random handshakes and 2,000 random frames end nothing",
   async () => {
     const random = seededRandom(6455);
     const noise = (length: number) => Uint8Array.from({ length }, () => random(256));
@@ -431,11 +399,11 @@ test(
         silent,
       );
     };
-    for (let batch = 0; batch < 200; batch++) {
+    for (let batch = 0; batch < 40; batch++) {
       await Promise.all(Array.from({ length: 50 }, shakeHands));
     }
 
-    for (let connection = 0; connection < 100; connection++) {
+    for (let connection = 0; connection < 20; connection++) {
       using client = await retry(() => RawClient.upgraded(server.port), { minTimeout: 5 });
       const frames = [];
       for (let count = 0; count < 100; count++) {
@@ -460,11 +428,11 @@ test(
 
 test(
   { needs: "net" },
-  "2,000 clients are connected at the same time and all are answered",
+  "more clients than 1,024 descriptors, the usual limit, are all answered",
   async () => {
     const server = await Script.server("server.ts", "--quiet");
     const clients: TestClient[] = [];
-    while (clients.length < 2_000) {
+    while (clients.length < 1_100) {
       clients.push(
         ...await Promise.all(Array.from({ length: 100 }, () => TestClient.open(server.url))),
       );
@@ -487,36 +455,28 @@ test({ needs: "net" }, "text that is not UTF-8 ends its connection and no other"
   await assertAnswers(server.url);
 });
 
-const residentBytes = (pid: number) =>
-  Number(Deno.readTextFileSync(`/proc/${pid}/statm`).split(" ")[1]) * 4096;
-
-test(
-  { needs: "linux" },
-  "600,000 messages leave no more behind than 100,000 of them",
-  async () => {
-    // V8 lets the part of its heap for new objects grow for long, so that part is kept small here.
-    const heap = "--v8-flags=--max-old-space-size=32,--max-semi-space-size=1";
-    await using server = new Script("server.ts", ["--port", "0"], ["--allow-net", heap]);
-    const url = (await server.lines.next()).match(/ws:[^,]+/)?.[0] ?? "";
-    const connect = () => RawClient.upgraded(Number(new URL(url).port));
-    const clients = await Promise.all(Array.from({ length: 4 }, connect));
-    const question = frame(TEXT, "x");
-    const questions = new Uint8Array(200 * question.length);
-    for (let at = 0; at < questions.length; at += question.length) questions.set(question, at);
-    const answerLength = 2 + `Data received as "x".  time: 2026-11-23 09:24:14.787357`.length;
-    const exchange = async (count: number) => {
-      await Promise.all(clients.map(async (client) => {
-        for (let sent = 0; sent < count / clients.length; sent += 200) {
-          await client.write(questions);
-          for (let due = 200 * answerLength; due > 0;) due -= (await client.read()).length;
-        }
-      }));
-      return residentBytes(server.pid);
-    };
-    const before = await exchange(100_000);
-    const after = await exchange(500_000);
-    // This is some 30 bytes for each message.
-    assert(after < before * 1.2, `${before} bytes have become ${after}`);
-    for (const client of clients) client[Symbol.dispose]();
-  },
-);
+test({ needs: "net" }, "a message leaves nothing behind once it is answered", async () => {
+  setFlagsFromString("--expose-gc");
+  const collectGarbage = runInNewContext("gc");
+  await using server = startServer(echo(silent));
+  using client = await RawClient.upgraded(server.port);
+  const questions = new Uint8Array(Array(200).fill([...frame(TEXT, "x")]).flat());
+  const answerLength = 2 + `Data received as "x".  time: 2026-11-23 09:24:14.787357`.length;
+  const buffer = new Uint8Array(65_536);
+  const exchange = async () => {
+    for (let sent = 0; sent < 20_000; sent += 200) {
+      await client.write(questions);
+      for (let due = 200 * answerLength; due > 0;) {
+        due -= await client.connection.read(buffer) ?? Infinity;
+      }
+    }
+    collectGarbage();
+    const { heapUsed, external } = Deno.memoryUsage();
+    return heapUsed + external;
+  };
+  // The first messages make V8 compile what handles them.
+  const before = await exchange();
+  const after = await exchange();
+  // This is 5 bytes for each message, which is less than a number takes.
+  assert(after - before < 100_000, `${before} bytes have become ${after}`);
+});

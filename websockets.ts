@@ -388,9 +388,7 @@ class Queues {
     for (const client of this.#busy) {
       if (client.readyState === WebSocket.OPEN) client.handOver();
       const idleFor = this.clock - client.takenAt;
-      // The runtime closes a client that leaves a ping unanswered, but can't while something waits.
-      const isGivenUp = client.readyState === WebSocket.CLOSING && !client.closing;
-      if (isGivenUp || idleFor >= this.idleTimeout) {
+      if (idleFor >= this.idleTimeout) {
         this.drop(client, "It took nothing of what it was sent for too long.");
       } else if (client.waiting === 0 && !client.closing) {
         this.#busy.delete(client);

@@ -20,6 +20,7 @@ import {
 
 const TEXT = 1;
 const BINARY = 2;
+const PONG = 10;
 const MEBIBYTE = 1024 ** 2;
 const silent = () => {};
 
@@ -276,6 +277,22 @@ test(
   },
 );
 
+test({ needs: "net" }, "who reads slowly stays, however long it takes", async () => {
+  await using server = startWatched(onDemand, { idleTimeout: 0.8 });
+  using reader = await RawClient.upgraded(server.port);
+  await reader.write(frame(TEXT, "30 1000000"));
+  let due = 0;
+  for (let bytes = 0; bytes < 30 * 1_000_010;) {
+    const { length } = await reader.read();
+    assert(length > 0, `dropped after ${bytes} bytes: ${server.log.all}`);
+    bytes += length;
+    if (bytes < due) continue;
+    due += 2_000_000;
+    await delay(150);
+    await reader.write(frame(PONG));
+  }
+});
+
 test(
   { needs: "linux" },
   "a stopped process is out of its room and of the count, whether or not messages wait for it",
@@ -499,6 +516,21 @@ test(
 );
 
 // What is sent is what arrives.
+
+test({ needs: "net" }, "the runtime is handed little at a time for each client", async () => {
+  const handed = new Inbox<number>();
+  const handler: Handler = {
+    async message(socket, data) {
+      await onDemand.message(socket, data);
+      handed.put(socket.bufferedAmount);
+    },
+  };
+  await using server = startServer(handler);
+  await using client = await TestClient.open(server.url);
+  client.send("30 100000");
+  assertLessOrEqual(await handed.next(), 600_000);
+  for (let count = 0; count < 30; count++) await client.next();
+});
 
 test(
   { needs: "net" },

@@ -10,7 +10,7 @@ import { type Log, usageError } from "./cli.ts";
 
 /** The name is no literal where it is imported, because Deno would fetch it before it is needed. */
 const PACKAGE: string = "@nats-io/transport-node";
-/** Milliseconds that NATS gets to answer, when a server starts and when it stops. */
+/** Milliseconds that NATS gets to answer a server that connects, or that stops. */
 const TIMEOUT = 3_000;
 /** Milliseconds between pings: a NATS that vanished is noticed when two were not answered. */
 const PING_INTERVAL = 5_000;
@@ -30,6 +30,7 @@ export interface RelayOptions {
   /** Told what is said in a room on another server. */
   receive(room: string, data: string | ArrayBuffer): void;
   log: Log;
+  timeout?: number;
   pingInterval?: number;
   reconnectWait?: number;
 }
@@ -77,8 +78,13 @@ export class Relay {
    * @throws {Deno.errors.NotCapable} without the permission to connect to NATS.
    */
   static async connect(given: RelayOptions): Promise<Relay> {
-    const options = { pingInterval: PING_INTERVAL, reconnectWait: RECONNECT_WAIT, ...given };
-    const { subject, log, pingInterval, reconnectWait } = options;
+    const times = {
+      timeout: TIMEOUT,
+      pingInterval: PING_INTERVAL,
+      reconnectWait: RECONNECT_WAIT,
+    };
+    const options = { ...times, ...given };
+    const { subject, log, timeout, pingInterval, reconnectWait } = options;
     const url = URL.parse(options.url);
     if (url?.protocol !== "nats:" || url.host === "") {
       throw usageError("--nats takes a URL such as nats://127.0.0.1:4222.");
@@ -98,7 +104,7 @@ export class Relay {
       user: unescape(url.username),
       pass: unescape(url.password),
       noEcho: true,
-      timeout: TIMEOUT,
+      timeout,
       pingInterval,
       maxReconnectAttempts: -1,
       ignoreAuthErrorAbort: true,
@@ -167,7 +173,7 @@ export class Relay {
 
   /** Publishes what still waits, and leaves. */
   async close(): Promise<void> {
-    await deadline(this.#published, TIMEOUT).catch(() => {});
+    await deadline(this.#published, this.options.timeout).catch(() => {});
     await this.nats.close();
     this.#unrelayed += this.#waiting.length;
     this.#report();
@@ -218,7 +224,7 @@ export class Relay {
 
   /** Follows the connection: nats.js makes it again, with its subscriptions, when it is lost. */
   async #watch() {
-    const { log, reconnectWait } = this.options;
+    const { log, timeout, reconnectWait } = this.options;
     let reason = "";
     for await (const status of this.nats.status()) {
       if (status.type === "disconnect") {
@@ -227,7 +233,8 @@ export class Relay {
         log("NATS is back.");
         reason = "";
         this.#isLost = false;
-        this.#settledAt = performance.now() + 2 * reconnectWait;
+        // Another server may be in an attempt that began just before, and need one more.
+        this.#settledAt = performance.now() + timeout + 2 * reconnectWait;
         this.#publishSoon();
       } else if (status.type === "staleConnection") {
         // nats.js would wait until all is written, which never happens if NATS stands still.

@@ -30,7 +30,7 @@ const SHORT_LOOK = 1;
 /** Milliseconds between looks at all others for which something waits. */
 const LONG_LOOK = 500;
 /** Milliseconds in which a client that reads takes something, even from a busy server. */
-const PAUSE = 1_000;
+const READ_INTERVAL = 1_000;
 /** Bytes that RFC 6455 section 5.5.1 leaves for the reason in a Close frame. */
 const MAX_REASON = 123;
 /** Milliseconds that a stopping server waits for its clients: containers are killed after 10 s. */
@@ -363,7 +363,8 @@ class Queues {
     for (const client of this.#busy) client.seeTaken();
     if (this.waiting <= this.maxWaiting) return;
     const [reader] = [...this.#busy].sort((one, other) => other.waiting - one.waiting);
-    const isSlow = this.clock - reader.takenAt > PAUSE || reader.waiting > this.waiting * 2 / 3;
+    const isSlow = this.clock - reader.takenAt > READ_INTERVAL ||
+      reader.waiting > this.waiting * 2 / 3;
     // Where it did not help to drop several senders, the readers have to go.
     if (!sender || isSlow || this.#limit > this.maxWaiting * 5 / 4) {
       return this.drop(reader, "It read too little while too much was waiting.");
@@ -382,7 +383,7 @@ class Queues {
 
   #look() {
     const now = performance.now();
-    this.clock += Math.min(now - this.#lookedAt, PAUSE / 2);
+    this.clock += Math.min(now - this.#lookedAt, READ_INTERVAL / 2);
     this.#lookedAt = now;
     this.#pause = Infinity;
     for (const client of this.#busy) {

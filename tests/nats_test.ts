@@ -107,6 +107,7 @@ async function startRelay(url: string, options: Partial<RelayOptions> = {}) {
   const relay = await Relay.connect({
     url,
     subject: "broadcast",
+    timeout: 1_000,
     reconnectWait: 10,
     receive: (room, data) => messages.put({ room, data }),
     log: (line) => lines.put(line),

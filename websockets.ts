@@ -501,7 +501,6 @@ class Client extends WebSocket {
       return this.end({ code: 1011, reason: "The server failed to read its own message." });
     }
     this.queue[index] = bytes;
-    this.handOver();
   }
 
   private hand(message: Message) {

@@ -3,11 +3,9 @@
 
 import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
 import { retry } from "@std/async";
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { room, type Rooms } from "../broadcast_server.ts";
 import { requireToken, type ServeOptions } from "../websockets.ts";
-import { ask, frame, handshake, Inbox, RawClient, Script } from "./helpers.ts";
+import { ask, frame, handshake, heldMemory, Inbox, RawClient, Script } from "./helpers.ts";
 import { startServer, test, TestClient, type TestServer, within } from "./helpers.ts";
 
 /** For what happens soon, without an event that tells of it. */
@@ -254,8 +252,6 @@ test({ needs: "net" }, "a room is forgotten with the last who leaves it", async 
 Deno.test("10,000 rooms entered and left one after the other take no memory", () => {
   const rooms: Rooms = new Map();
   const handler = room(rooms, { log: () => {}, print: () => {} });
-  setFlagsFromString("--expose-gc");
-  const collectGarbage: () => void = runInNewContext("gc");
   const memoryAfter = (count: number) => {
     for (let number = 0; number < count; number++) {
       const socket: WebSocket = Object.create({ send() {} });
@@ -263,8 +259,7 @@ Deno.test("10,000 rooms entered and left one after the other take no memory", ()
       handler.message(socket, "hello");
       handler.close?.(socket, new CloseEvent("close", { code: 1000 }));
     }
-    collectGarbage();
-    return Deno.memoryUsage().heapUsed;
+    return heldMemory();
   };
   memoryAfter(1000);
   const few = memoryAfter(1000);

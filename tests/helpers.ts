@@ -3,6 +3,8 @@
 
 import { deadline } from "@std/async";
 import { existsSync } from "node:fs";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { type Handler, serve, type ServeOptions } from "../websockets.ts";
 
 /** Milliseconds that a test waits for something that should happen at once. */
@@ -92,6 +94,14 @@ export async function within<T>(promise: Promise<T>, what: string): Promise<T> {
     if (error instanceof DOMException) throw new Error(`Waited in vain for ${what}.`);
     throw error;
   }
+}
+
+/** Bytes that V8 holds for this process after it has freed what it can. */
+export function heldMemory(): number {
+  setFlagsFromString("--expose-gc");
+  runInNewContext("gc")();
+  const { heapUsed, external } = Deno.memoryUsage();
+  return heapUsed + external;
 }
 
 /** Things that arrive one by one, taken one by one. */

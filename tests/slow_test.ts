@@ -9,6 +9,7 @@ import {
   ask,
   frame,
   handshake,
+  heldMemory,
   Inbox,
   RawClient,
   Script,
@@ -277,6 +278,15 @@ test(
   },
 );
 
+test({ needs: "net" }, "what waited for a dropped client is freed at once", async () => {
+  await using server = startWatched(onDemand, { idleTimeout: 0.6 });
+  using sleeper = await RawClient.upgraded(server.port);
+  const before = heldMemory();
+  await sleeper.write(frame(TEXT, "600 100000"));
+  await server.left.next();
+  assertLessOrEqual(heldMemory() - before, 20_000_000);
+});
+
 test({ needs: "net" }, "who reads slowly stays, however long it takes", async () => {
   await using server = startWatched(onDemand, { idleTimeout: 0.8 });
   using reader = await RawClient.upgraded(server.port);
@@ -448,6 +458,23 @@ test(
     }
     // The message for which the sender was dropped is not passed on to those whose turn it was not yet.
     assertLessOrEqual(Math.max(...heard) - Math.min(...heard), 1);
+  },
+);
+
+test(
+  { needs: "net" },
+  "a Blob that is being read when its client is closed still arrives",
+  async () => {
+    await using server = startServer({
+      message(socket) {
+        socket.send(new Blob(["the ", "end"]));
+        socket.close(4000);
+      },
+    });
+    await using client = await TestClient.open(server.url);
+    client.send("");
+    assertEquals(await client.next(), new TextEncoder().encode("the end").buffer);
+    assertEquals((await client.closed).code, 4000);
   },
 );
 

@@ -416,14 +416,13 @@ class Client extends WebSocket {
   /** Bytes that wait for this client, and when it last took something on the queues' clock. */
   declare waiting: number;
   declare takenAt: number;
-  /** Bytes that the runtime was handed, and what it shows of them as long as nothing is taken. */
+  /** Bytes that the runtime was handed since it had last sent all of them. */
   declare handed: number;
-  declare shown: number;
 
   /** Makes the runtime's socket a client. */
   static from(socket: WebSocket, queues: Queues): Client {
     Object.setPrototypeOf(socket, Client.prototype);
-    const fields = { queues, queue: [], waiting: 0, takenAt: 0, handed: 0, shown: 0 };
+    const fields = { queues, queue: [], waiting: 0, takenAt: 0, handed: 0 };
     return Object.assign(socket as Client, fields);
   }
 
@@ -431,10 +430,8 @@ class Client extends WebSocket {
     if (this.closing) return;
     // The runtime sends a number, and whatever else is no object, as text.
     const message = typeof data === "object" ? data : `${data}`;
-    // Where nothing shows, empty messages were handed over, and only the next look trusts that.
-    const mayHand = this.handed < MAX_HANDED || (this.shown > 0 && this.seeTaken());
-    const isNext = mayHand && this.queue.length === 0 && !(message instanceof Blob);
-    if (isNext) return this.hand(message);
+    const isNext = this.queue.length === 0 && !(message instanceof Blob);
+    if (isNext && (this.handed < MAX_HANDED || this.seeTaken())) return this.hand(message);
     if (this.queue.length === 0) this.queues.watch(this, SHORT_LOOK);
     const queued = snapshot(message);
     this.queue.push(queued);
@@ -480,12 +477,10 @@ class Client extends WebSocket {
     if (this.waiting === 0) this.sendClose();
   }
 
-  /** Sees what was taken of what the runtime was handed. Returns whether that is all of it. */
+  /** Whether all is taken that the runtime was handed. An empty message counts as taken at once. */
   seeTaken(): boolean {
-    const { bufferedAmount } = this;
-    if (bufferedAmount < this.shown || bufferedAmount === 0) this.takenAt = this.queues.clock;
-    this.shown = bufferedAmount;
-    if (bufferedAmount > 0) return false;
+    if (this.bufferedAmount > 0) return false;
+    this.takenAt = this.queues.clock;
     this.count(-this.handed);
     this.handed = 0;
     return true;
@@ -504,11 +499,10 @@ class Client extends WebSocket {
   }
 
   private hand(message: Message) {
-    const size = sizeOf(message);
     super.send(message);
-    this.handed += size + HANDED_COST;
-    this.shown += size;
-    this.count(size + HANDED_COST);
+    const bytes = sizeOf(message) + HANDED_COST;
+    this.handed += bytes;
+    this.count(bytes);
   }
 
   private count(bytes: number) {

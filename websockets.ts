@@ -393,12 +393,11 @@ class Queues {
         this.drop(client, "It took nothing of what it was sent for too long.");
       } else if (client.waiting === 0 && !client.closing) {
         this.#busy.delete(client);
-      } else {
+      } else if (client.queue.length > 0 || client.closing) {
         // A slow client is looked at less often, but soon enough for it to lose little time.
-        const isNext = client.queue.length > 0 || client.closing;
-        this.#lookWithin(
-          isNext ? Math.min(Math.max(idleFor / 4, SHORT_LOOK), LONG_LOOK) : LONG_LOOK,
-        );
+        this.#lookWithin(Math.min(Math.max(idleFor / 4, SHORT_LOOK), LONG_LOOK));
+      } else {
+        this.#lookWithin(LONG_LOOK);
       }
     }
     this.relieve();

@@ -17,10 +17,10 @@ export function broadcast(clients: Iterable<WebSocket>, data: string | ArrayBuff
   for (const client of clients) client.send(data);
 }
 
-/** The clients in each room, by its name. The common room has the name "", an empty room no entry. */
+/** The clients in each room, by its name. The common room has the name "". A room without clients has no entry. */
 export type Rooms = Map<string, Set<WebSocket>>;
 
-/** What a room is used with. */
+/** What the handler of the rooms uses. */
 export interface RoomOptions {
   /** Told who comes and who leaves. */
   log: Log;
@@ -32,8 +32,8 @@ export interface RoomOptions {
   refuse?: (request: Request) => Response | undefined;
 }
 
-/** Milliseconds after which an accepted handshake has let its client in, or was reset by it. */
-const HANDSHAKE_TIMEOUT = 1_000;
+/** Milliseconds that a room is heard for a client that was accepted: then it is open, or was reset. */
+const HANDSHAKE_TIME = 1_000;
 
 /** The handler: everyone in a room hears everyone in it. Only this changes `rooms`. */
 export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): Handler {
@@ -63,7 +63,7 @@ export function room(rooms: Rooms, { log, print, relay, refuse }: RoomOptions): 
   /** Hears the room from before its first client is open, who may say something at once. */
   async function enter(name: string) {
     await relay?.enter(name);
-    setTimeout(() => relay?.leave(name), HANDSHAKE_TIMEOUT);
+    setTimeout(() => relay?.leave(name), HANDSHAKE_TIME);
   }
 
   return {

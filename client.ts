@@ -27,7 +27,8 @@ export async function loop(message: string, options: ClientOptions): Promise<voi
   for (let rounds = 0; rounds < count; rounds++) {
     if (rounds > 0) await delay(interval, { signal });
     const end = performance.now() + patience;
-    const isPassing = (error: unknown) => isAway(error) && performance.now() < end;
+    const isPassing = (error: unknown) =>
+      error instanceof ConnectionError && performance.now() < end;
     printLine(show(await persist(() => round(message, options), isPassing, options)));
   }
 }
@@ -41,7 +42,7 @@ export interface ClientOptions {
   protocols?: string[];
   /** How long the server may take for the handshake, and for an answer. */
   timeout: number;
-  /** The longest pause before the first new try, when the server is away. Later ones are longer. */
+  /** The longest first pause, when the server is away. Each next one may be twice as long. */
   pause: number;
   signal: AbortSignal;
   /** For `loop`: how many rounds, the time between them, and how long the server may be away. */
@@ -84,7 +85,8 @@ export async function interact(options: ClientOptions): Promise<CloseEvent> {
     try {
       await delay(Math.random() * options.pause, { signal });
       // A computer that wakes up has no network at first, and finds no host.
-      const isPassing = (error: unknown) => isAway(error) || /dns/.test(`${error}`);
+      const isPassing = (error: unknown) =>
+        error instanceof ConnectionError || /\(dns /.test(`${error}`);
       websocket = await persist(() => connect(options), isPassing, { ...options, signal });
     } catch (error) {
       if (signal.aborted) return event;
@@ -107,7 +109,7 @@ export async function pipe(options: ClientOptions): Promise<CloseEvent> {
   const end = new AbortController();
   websocket.closed.then(() => end.abort());
   const signal = AbortSignal.any([options.signal, end.signal]);
-  /** How many lines were sent and not answered yet, and for how long none was answered. */
+  /** How many lines were sent and not answered yet, and how many milliseconds none was answered. */
   let due = 0;
   let waited = 0;
 
@@ -167,17 +169,12 @@ export type Message = string | ArrayBuffer;
 /** The connection failed, or was lost, for a reason that may pass: another try may succeed. */
 export class ConnectionError extends Error {}
 
-function isAway(error: unknown): boolean {
-  return error instanceof ConnectionError;
-}
-
 /**
  * Opens a connection.
  *
  * @throws {ConnectionError} if the server is away, {Error} if another try would fail as well.
  */
 export async function connect({ url, headers, protocols, timeout, signal }: ClientOptions) {
-  signal.throwIfAborted();
   const websocket = new Connection(url, { headers, protocols });
   websocket.binaryType = "arraybuffer";
   const opened = new Promise<void>((resolve, reject) => {
@@ -209,7 +206,7 @@ class Connection extends WebSocket implements AsyncDisposable {
     },
   }).values({ preventCancel: true });
 
-  /** The next message. */
+  /** The next message. Throws an error if none comes in time, or if the server closes. */
   async receive({ url, timeout, signal }: ClientOptions): Promise<Message> {
     try {
       const { done, value } = await deadline(this.messages.next(), timeout, { signal });
@@ -218,10 +215,11 @@ class Connection extends WebSocket implements AsyncDisposable {
       if (signal.aborted) throw error;
       throw new Error(`No answer from ${withoutCredentials(url)} within ${timeout / 1000} s.`);
     }
-    const reason = describeClose(await this.closed);
-    throw new ConnectionError(
-      `${withoutCredentials(url)} closed with ${reason} before it answered.`,
-    );
+    const event = await this.closed;
+    const text = `${withoutCredentials(url)} closed with ${
+      describeClose(event)
+    } before it answered.`;
+    throw isLost(event) ? new ConnectionError(text) : new Error(text);
   }
 
   /** Closes with 1000, and waits until the server has closed as well, or takes too long. */
@@ -362,7 +360,7 @@ const CLOSE_CODES: Record<number, string> = {
   1014: "bad gateway",
 };
 
-/** Whether the server is only away, as these codes say. Deno reports a broken connection with 0. */
+/** Whether another connection may last after this one. Deno reports a broken connection with 0. */
 export function isLost({ code }: CloseEvent): boolean {
   return [0, 1001, 1006, 1012, 1013].includes(code);
 }
@@ -435,11 +433,11 @@ if (import.meta.main) {
       url,
       headers: parseHeaders(values.header),
       protocols: values.subprotocol,
-      timeout: seconds("timeout", values.timeout),
+      timeout: milliseconds("timeout", values.timeout),
       pause: values.interactive ? 2_000 : 100,
       signal,
       count: wholeNumber("count", values.count, 1),
-      interval: seconds("interval", values.interval),
+      interval: milliseconds("interval", values.interval),
       patience: 10_000,
       reconnect: !values["no-reconnect"],
     };
@@ -466,8 +464,8 @@ if (import.meta.main) {
 }
 
 /** The milliseconds that a flag gives. Deno's timers end after 24 days: more is taken as for ever. */
-function seconds(flag: string, text: string): number {
-  const milliseconds = Number(text) * 1000;
-  if (/^\d+(\.\d+)?$/.test(text)) return milliseconds < 2 ** 31 ? milliseconds : Infinity;
+function milliseconds(flag: string, text: string): number {
+  const number = Number(text) * 1000;
+  if (/^\d+(\.\d+)?$/.test(text)) return number < 2 ** 31 ? number : Infinity;
   throw usageError(`--${flag} takes a number of seconds, not "${text}".`);
 }

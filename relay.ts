@@ -171,7 +171,7 @@ export class Relay {
     this.#publishSoon();
   }
 
-  /** Publishes what still waits, and leaves. */
+  /** Publishes what NATS still takes within `timeout`, counts the rest, and leaves. */
   async close(): Promise<void> {
     await deadline(this.#published, this.options.timeout).catch(() => {});
     await this.nats.close();
@@ -211,7 +211,7 @@ export class Relay {
   #report() {
     const { log } = this.options;
     if (this.#unrelayed > 0) {
-      log(`Messages not relayed to the other instances: ${this.#unrelayed}.`);
+      log(`Messages not relayed to the other servers: ${this.#unrelayed}.`);
     }
     this.#unrelayed = 0;
   }

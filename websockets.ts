@@ -19,7 +19,10 @@ export const MAX_MESSAGE = 1024 ** 2;
 export const MAX_CLIENTS = 10_000;
 /** Bytes that may wait for all clients together: 1 GiB, or less where V8 could not hold that. */
 export const MAX_WAITING = Math.min(1024 ** 3, Math.floor(getHeapStatistics().heap_size_limit / 4));
-/** Seconds that a client may leave a ping unanswered, or take nothing of what waits for it. */
+/**
+ * Seconds that a client may be silent, or take nothing of what waits for it. It is pinged after
+ * half of them. 0 is for ever.
+ */
 export const IDLE_TIMEOUT = 30;
 /** Bytes that the runtime is handed for a client at a time: it can't be made to forget them. */
 const MAX_HANDED = 512 * 1024;
@@ -49,12 +52,15 @@ type Message = Parameters<WebSocket["send"]>[0];
 export interface Handler {
   /**
    * Sees every request that keeps the rules, before it is answered, as `process_request` does in
-   * Python. A `Response` refuses a handshake or answers another request. Nothing lets it go on.
+   * Python. A `Response` refuses a handshake or answers another request. `undefined` lets it go on.
    */
   request?(request: Request, info: Info): unknown;
   open?(socket: WebSocket, request: Request): unknown;
   message(socket: WebSocket, data: string | ArrayBuffer): unknown;
-  /** Called once for each `open`, with the code that was sent, or 1006 if the client was lost. */
+  /**
+   * Called once for each `open`, with the code of who closed first. It is 1001 if a ping was not
+   * answered, and 1006 if the connection broke.
+   */
   close?(socket: WebSocket, event: CloseEvent): unknown;
 }
 
@@ -119,7 +125,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   async function ask(request: Request, info: Info, accept: typeof upgrade): Promise<Response> {
     const answered = new AbortController();
     const signal = AbortSignal.any([answered.signal, stopping.signal]);
-    // An async function waits for whatever can be waited for, also where its `then` throws.
+    // `async` makes a rejection of whatever is thrown, also by a `then` of what `request` returns.
     const asked = async () => await handler.request?.(request, info);
     const late = async () => {
       await delay(queues.idleTimeout, { signal }).catch(() => {});
@@ -130,7 +136,9 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     try {
       const response = await Promise.race([asked(), late()]);
       if (response instanceof Response) return response;
-      if (response !== undefined) throw new TypeError("`request` returned what is no Response.");
+      if (response !== undefined) {
+        throw new TypeError("`request` must return a Response or undefined.");
+      }
     } catch (error) {
       logFailure(error);
       return refuse(500, "The server failed to handle this.");
@@ -174,7 +182,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
     leave(client, 1008, reason);
   }
 
-  /** Forgets a client. The runtime reports some of them twice. */
+  /** Forgets a client. The runtime reports the end of some clients twice. */
   function leave(client: Client, code: number, reason: string) {
     client.end({ code, reason });
     if (!clients.delete(client) || !handler.close) return;
@@ -305,10 +313,10 @@ function isLarger(data: string | ArrayBuffer, limit: number): boolean {
 /** Bytes of a message. For text it is the number of UTF-16 units, because counting takes long. */
 function sizeOf(data: Message): number {
   if (typeof data === "string") return data.length;
-  return (data instanceof Blob ? data.size : data.byteLength) || 0;
+  return data instanceof Blob ? data.size : data.byteLength;
 }
 
-/** Bytes that a message takes while it waits in a queue. V8 takes most of it for small buffers. */
+/** Bytes that a message takes while it waits in a queue: its content, and what V8 adds to it. */
 function queuedSize(data: Message): number {
   return sizeOf(data) + (typeof data === "string" ? 128 : 400);
 }
@@ -327,7 +335,7 @@ class Queues {
   /** Bytes that wait, here or in the runtime, and the clients for which they do. */
   waiting = 0;
   readonly #busy = new Set<Client>();
-  /** Milliseconds in which the process ran: while it was stopped, no client could take anything. */
+  /** Milliseconds in which something waited, without those in which the process was stopped. */
   clock = 0;
   #lookedAt = 0;
   #limit: number;
@@ -344,6 +352,7 @@ class Queues {
 
   /** Looks at a client within so many milliseconds, and again until nothing waits for it. */
   watch(client: Client, pause: number): void {
+    if (this.#busy.size === 0) this.#lookedAt = performance.now();
     if (!this.#busy.has(client)) client.takenAt = this.clock;
     this.#busy.add(client);
     this.#lookWithin(pause);
@@ -362,14 +371,15 @@ class Queues {
     if (this.waiting <= this.#limit) return;
     for (const client of this.#busy) client.seeTaken();
     if (this.waiting <= this.maxWaiting) return;
-    const [reader] = [...this.#busy].sort((one, other) => other.waiting - one.waiting);
-    const isSlow = this.clock - reader.takenAt > READ_INTERVAL ||
-      reader.waiting > this.waiting * 2 / 3;
+    const [longest] = [...this.#busy].sort((one, other) => other.waiting - one.waiting);
+    const isSlow = this.clock - longest.takenAt > READ_INTERVAL ||
+      longest.waiting > this.waiting * 2 / 3;
     // Where it did not help to drop several senders, the readers have to go.
     if (!sender || isSlow || this.#limit > this.maxWaiting * 5 / 4) {
-      return this.drop(reader, "It read too little while too much was waiting.");
+      return this.drop(longest, "It read too little while too much was waiting.");
     }
-    // What this sender has sent still waits, so a little more may, before the next one is dropped.
+    // What this sender has sent still waits. The limit rises a little, because otherwise the next
+    // sender would be dropped for it.
     this.#limit = this.waiting + this.maxWaiting / 16;
     this.drop(sender, "It sent more than the others could read.");
   }
@@ -390,7 +400,7 @@ class Queues {
       if (client.readyState === WebSocket.OPEN) client.handOver();
       const idleFor = this.clock - client.takenAt;
       if (idleFor >= this.idleTimeout) {
-        this.drop(client, "It took nothing of what it was sent for too long.");
+        this.drop(client, "It did not read, or did not answer the Close frame, for too long.");
       } else if (client.waiting === 0 && !client.closing) {
         this.#busy.delete(client);
       } else if (client.queue.length > 0 || client.closing) {
@@ -427,8 +437,7 @@ class Client extends WebSocket {
 
   override send(data: Message): void {
     if (this.closing) return;
-    // The runtime sends a number, and whatever else is no object, as text.
-    const message = typeof data === "object" ? data : `${data}`;
+    const message = typeof data === "string" ? data : toMessage(data);
     const isNext = this.queue.length === 0 && !(message instanceof Blob);
     if (isNext && (this.handed < MAX_HANDED || this.seeTaken())) return this.hand(message);
     if (this.queue.length === 0) this.queues.watch(this, SHORT_LOOK);
@@ -440,7 +449,8 @@ class Client extends WebSocket {
 
   /**
    * Closes the connection as soon as everything is taken that was sent before: the runtime's own
-   * `close` loses sight of a connection for which something waits.
+   * `close` loses sight of a connection for which something waits. Without a code it sends 1000. A
+   * reason is cut to 123 bytes.
    *
    * @throws {DOMException} `InvalidAccessError` for a code that may not be sent.
    */
@@ -491,9 +501,7 @@ class Client extends WebSocket {
     const index = this.queue.indexOf(blob);
     if (index === -1) return;
     // A Blob may be a file that is gone by now.
-    if (!bytes) {
-      return this.end({ code: 1011, reason: "The server failed to read its own message." });
-    }
+    if (!bytes) return this.queues.drop(this, "The server failed to read its own message.");
     this.queue[index] = bytes;
   }
 
@@ -533,6 +541,12 @@ function toClose(code: number, reason: string): Close {
   return { code, reason: text.slice(0, read) };
 }
 
+/** What the platform makes of the argument of `send`: all that is not binary becomes text. */
+function toMessage(data: Message): Message {
+  const isBinary = data instanceof Blob || data instanceof ArrayBuffer || ArrayBuffer.isView(data);
+  return isBinary ? data : `${data}`;
+}
+
 /** A message as it is now, because a buffer may be changed later. */
 function snapshot(data: Message): Message {
   if (!ArrayBuffer.isView(data)) return data.slice(0);
@@ -567,7 +581,7 @@ export const SERVER_USAGE = `
 
 type ServerFlags = ReturnType<typeof parseArgs<{ options: typeof SERVER_FLAGS }>>["values"];
 
-/** Whether pages can have this origin, or it stands for others: there are no patterns. */
+/** Whether this is `*`, `null`, or the whole origin of a page. There are no patterns. */
 function isOrigin(text: string): boolean {
   return ["*", "null"].includes(text) ||
     (/^https?:[^*]+$/.test(text) && URL.parse(text)?.origin === text);
@@ -590,7 +604,9 @@ export function runServer(
   name: string,
   handler: Handler,
   flags: ServerFlags,
-  { port, origins = [], maxMessage = Infinity }: ServeOptions,
+  { port, origins = [], maxMessage = Infinity }: Pick<ServeOptions, "origins" | "maxMessage"> & {
+    port: number;
+  },
   release?: () => Promise<void>,
 ): void {
   const { host, cert, key, origin = [] } = flags;

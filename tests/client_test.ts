@@ -90,7 +90,7 @@ test(
 
 test(
   { needs: "net" },
-  "a server that refuses is not asked again, nor one whose TLS fails",
+  "a server that refuses, or closes for good, is not asked again, nor one whose TLS fails",
   async () => {
     let requests = 0;
     await using server = serveBare(() => {
@@ -100,6 +100,12 @@ test(
     const refused = () => loop("hello", optionsFor(server.url, { patience: 1e9 }));
     await assertRejects(refused, Error, "401");
     assertEquals(requests, 1);
+
+    let rounds = 0;
+    const message = (socket: WebSocket) => socket.close(1009, `${++rounds}`);
+    await using closing = startServer({ message });
+    const closed = () => loop("hello", optionsFor(closing.url, { patience: 1e9 }));
+    await assertRejects(closed, Error, "1009 (message too big) 1 ");
 
     const url = server.url.replace("ws:", "wss:");
     const failed = () => loop("hello", optionsFor(url, { patience: 1e9 }));

@@ -116,12 +116,11 @@ test({ needs: "linux" }, "the README's commands make a server of one's own", asy
   }
   const port = freePort();
   const script = (await printed("ts", /^import { serve }/)).replace("8000", `${port}`);
-  // `cat` writes the script where the reader does, and with `exec` there is no shell left to stop.
-  const commands = (await printed("sh", /^cp /m))
-    .replace("deno run", "cat > my_server.ts; exec deno run");
+  await Deno.writeTextFile(`${clone}/my_server.ts`, script);
+  // With `exec` there is no shell left to stop.
+  const commands = (await printed("sh", /^cp /m)).replace("deno run", "exec deno run");
   const env = { PATH: `${dirname(Deno.execPath())}:${Deno.env.get("PATH")}`, NO_COLOR: "1" };
-  await using shell = new Program("sh", ["-ec", commands], { cwd: clone, env, stdin: "piped" });
-  await ReadableStream.from([new TextEncoder().encode(script)]).pipeTo(shell.stdin);
+  await using _shell = new Program("sh", ["-ec", commands], { cwd: clone, env });
 
   await using client = await retry(() => TestClient.open(`ws://localhost:${port}`), SOON);
   assertEquals(await client.next(), "Welcome.");

@@ -119,7 +119,7 @@ async function startRelay(url: string, options: Partial<RelayOptions> = {}) {
 /** The number in the line that tells how many messages were lost. */
 async function lostBy({ lines }: { lines: Inbox<string> }): Promise<number> {
   const line = await lines.next((line) => line.includes("not relayed"), "the count");
-  return Number(line.match(/^Messages not relayed to the other instances: (\d+)\.$/)?.[1]);
+  return Number(line.match(/^Messages not relayed to the other servers: (\d+)\.$/)?.[1]);
 }
 
 /** Listens as NATS does, and does to those who connect what a test wants. */
@@ -656,7 +656,7 @@ natsTest("SIGTERM while NATS is away counts what is lost, and ends with 0", asyn
   await upTo("three", here.clients[0]);
   here.script.kill("SIGTERM");
   assertEquals(await here.script.end(), 0);
-  assertEquals(here.script.lines.all.at(-1), "Messages not relayed to the other instances: 3.");
+  assertEquals(here.script.lines.all.at(-1), "Messages not relayed to the other servers: 3.");
 });
 
 test({ needs: "run" }, "without --nats its package is not loaded", async () => {

@@ -17,7 +17,7 @@ export function broadcast(clients: Iterable<WebSocket>, data: string | ArrayBuff
   for (const client of clients) client.send(data);
 }
 
-/** The clients in each room, by its name. The common room has the name "". A room without clients has no entry. */
+/** The clients in each room, by name. The common room is "", and an empty room has no entry. */
 export type Rooms = Map<string, Set<WebSocket>>;
 
 /** What the handler of the rooms uses. */
@@ -32,7 +32,7 @@ export interface RoomOptions {
   refuse?: (request: Request) => Response | undefined;
 }
 
-/** Milliseconds that a room is heard for a client that was accepted: then it is open, or was reset. */
+/** Milliseconds in which a client that was let in is open, or was reset: the room is heard so long. */
 const HANDSHAKE_TIME = 1_000;
 
 /** The handler: everyone in a room hears everyone in it. Only this changes `rooms`. */

@@ -216,9 +216,8 @@ class Connection extends WebSocket implements AsyncDisposable {
       throw new Error(`No answer from ${withoutCredentials(url)} within ${timeout / 1000} s.`);
     }
     const event = await this.closed;
-    const text = `${withoutCredentials(url)} closed with ${
-      describeClose(event)
-    } before it answered.`;
+    const how = describeClose(event);
+    const text = `${withoutCredentials(url)} closed with ${how} before it answered.`;
     throw isLost(event) ? new ConnectionError(text) : new Error(text);
   }
 

@@ -26,7 +26,7 @@ export function echo(print: Log, { once = false } = {}): Handler {
 let time = "";
 let takenAt = 0;
 
-/** The local time as the article prints it. It is taken at most once a millisecond, because that is slow. */
+/** The local time as the article prints it. It is taken once a millisecond at most: that is slow. */
 function timestamp(): string {
   const now = Date.now();
   if (now !== takenAt) {

@@ -32,7 +32,7 @@ export interface RoomOptions {
   refuse?: (request: Request) => Response | undefined;
 }
 
-/** Milliseconds in which a client that was let in is open, or was reset: the room is heard so long. */
+/** Milliseconds in which a client that was let in opens its connection, or resets it. */
 const HANDSHAKE_TIME = 1_000;
 
 /** The handler: everyone in a room hears everyone in it. Only this changes `rooms`. */

@@ -97,8 +97,8 @@ export async function interact(options: ClientOptions): Promise<CloseEvent> {
 }
 
 /**
- * The test command in a pipe: sends each line of standard input, and prints the answers alone. After
- * the last line it waits for the answers that are due, up to `timeout` for each.
+ * The test command in a pipe: sends each line of standard input, and prints the answers alone.
+ * After the last line it waits for the answers that are due, up to `timeout` for each.
  *
  * @returns How the connection was closed.
  * @throws {Error} if answers did not come.
@@ -145,8 +145,9 @@ export async function pipe(options: ClientOptions): Promise<CloseEvent> {
 }
 
 /**
- * Runs what needs the server, and runs it again as long as its error `isPassing`. Chance decides how
- * long each pause is, because otherwise all clients of a server that restarts would return at once.
+ * Runs what needs the server, and runs it again as long as its error `isPassing`. Chance decides
+ * how long each pause is, because otherwise all clients of a server that restarts would return at
+ * once.
  */
 async function persist<T>(
   run: () => Promise<T>,
@@ -342,7 +343,7 @@ export function show(data: Message, length?: number): string {
   return `${data.byteLength} bytes: ${hex}${data.byteLength > MAX_HEX ? " …" : ""}`;
 }
 
-/** What close codes mean: RFC 6455 section 7.4.1 and IANA's registry, named as Python names them. */
+/** Close codes (RFC 6455 section 7.4.1 and IANA's registry), as Python names them. */
 const CLOSE_CODES: Record<number, string> = {
   1000: "OK",
   1001: "going away",
@@ -462,7 +463,7 @@ if (import.meta.main) {
   });
 }
 
-/** The milliseconds that a flag gives. Deno's timers end after 24 days: more is taken as for ever. */
+/** The milliseconds that a flag gives. Deno's timers end after 24 days: more is for ever. */
 function milliseconds(flag: string, text: string): number {
   const number = Number(text) * 1000;
   if (/^\d+(\.\d+)?$/.test(text)) return number < 2 ** 31 ? number : Infinity;

@@ -9,7 +9,7 @@ import { parseArgs } from "node:util";
 import { limited, type Log, runScript } from "./cli.ts";
 import { type Handler, runServer, SERVER_FLAGS, SERVER_USAGE } from "./websockets.ts";
 
-/** The article's handler. With `once` it answers a single message, as in the article's first part. */
+/** The article's handler. With `once` it answers one message, as in the article's first part. */
 export function echo(print: Log, { once = false } = {}): Handler {
   return {
     message(socket, data) {
@@ -26,7 +26,7 @@ export function echo(print: Log, { once = false } = {}): Handler {
 let time = "";
 let takenAt = 0;
 
-/** The local time as the article prints it. It is taken once a millisecond at most: that is slow. */
+/** The local time as the article prints it, taken once a millisecond at most: that is slow. */
 function timestamp(): string {
   const now = Date.now();
   if (now !== takenAt) {

@@ -150,7 +150,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Deno.HttpSe
   }
 
   function upgrade(request: Request): Response {
-    // `open` can read the headers only if the runtime has been made to keep them, which takes 1 KiB.
+    // `open` can read the headers only if the runtime is made to keep them, which takes 1 KiB.
     if (handler.open) request.headers.has("host");
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout });
     // A client counts from here on, because a handshake that is reset by its client never opens.
@@ -462,7 +462,7 @@ class Client extends WebSocket {
     this.handOver();
   }
 
-  /** Forgets what waits. The Close frame follows what the runtime was handed, if that is ever read. */
+  /** Forgets what waits. The Close frame follows what the runtime was handed, if that is read. */
   end(closing: Close): void {
     this.closing ??= closing;
     this.queues.forget(this);

@@ -78,12 +78,12 @@ export class Relay {
    * @throws {Deno.errors.NotCapable} without the permission to connect to NATS.
    */
   static async connect(given: RelayOptions): Promise<Relay> {
-    const times = {
+    const options = {
       timeout: TIMEOUT,
       pingInterval: PING_INTERVAL,
       reconnectWait: RECONNECT_WAIT,
+      ...given,
     };
-    const options = { ...times, ...given };
     const { subject, log, timeout, pingInterval, reconnectWait } = options;
     const url = URL.parse(options.url);
     if (url?.protocol !== "nats:" || url.host === "") {
@@ -171,9 +171,10 @@ export class Relay {
     this.#publishSoon();
   }
 
-  /** Publishes what NATS still takes within `timeout`, counts the rest, and leaves. */
+  /** Publishes what still waits, counts what NATS does not take within `timeout`, and leaves. */
   async close(): Promise<void> {
-    await deadline(this.#published, this.options.timeout).catch(() => {});
+    const pause = Math.max(0, this.#settledAt - performance.now());
+    await deadline(this.#published, pause + this.options.timeout).catch(() => {});
     await this.nats.close();
     this.#unrelayed += this.#waiting.length;
     this.#report();

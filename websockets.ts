@@ -28,6 +28,10 @@ export const IDLE_TIMEOUT = 30;
 const MAX_HANDED = 512 * 1024;
 /** Bytes that the runtime takes for a message, beside its content. */
 const HANDED_COST = 1024;
+/** Bytes that V8 takes for a text that waits in a queue, beside its content. */
+const TEXT_COST = 128;
+/** The same for binary, which is a copy of what the handler has sent. */
+const BINARY_COST = 400;
 /** Milliseconds until the next look at a client with a queue that takes what it is sent at once. */
 const SHORT_LOOK = 1;
 /** Milliseconds between looks at all others for which something waits. */
@@ -316,9 +320,9 @@ function sizeOf(data: Message): number {
   return data instanceof Blob ? data.size : data.byteLength;
 }
 
-/** Bytes that a message takes while it waits in a queue: its content, and what V8 adds to it. */
+/** Bytes that a message takes while it waits in a queue. */
 function queuedSize(data: Message): number {
-  return sizeOf(data) + (typeof data === "string" ? 128 : 400);
+  return sizeOf(data) + (typeof data === "string" ? TEXT_COST : BINARY_COST);
 }
 
 /**

@@ -648,6 +648,20 @@ natsTest("what still waits when an instance stops is published before", async (b
   assertEquals(here.lines.all, []);
 });
 
+natsTest("an instance that stops just after NATS is back publishes all as well", async (broker) => {
+  await using here = await startRelay(broker.url, SPEAKER);
+  await using there = await startRelay(broker.url);
+  await there.enter("");
+  await broker.stop();
+  await heard(here.lines, LOST);
+  here.publish("", "away");
+  await broker.start();
+  await heard(here.lines, "NATS is back.");
+  await here.close();
+  assertEquals(await there.messages.next(), { room: "", data: "away" });
+  assertEquals(here.lines.all.at(-1), "NATS is back.");
+});
+
 natsTest("SIGTERM while NATS is away counts what is lost, and ends with 0", async (broker) => {
   await using here = await startInstance(broker);
   await broker.stop();

@@ -132,17 +132,17 @@ test(
     await browse("English", async (open) => {
       const page = await open(FROM_DISK);
       assertEquals(await page.inputValue("#url"), "ws://localhost:9999/handler");
-      await shows(page, "#status", "Not connected. Press Connect.");
+      await shows(page, "#word", "Not connected");
       assertEquals(await page.innerText("#connect"), "Connect");
       await page.fill("#url", `${server.url}/handler`);
       await page.click("#connect");
-      await shows(page, "#status", `Connected: ${server.url}/handler`);
+      await shows(page, "#connection", `Connected ${server.url}/handler`);
       await shows(page, ".sent", "Hello, I am the page.");
       await shows(page, ".received", 'Data received as "Hello, I am the page.".  time: ');
       assertEquals(await page.innerText("#connect"), "Disconnect");
       await page.click("#connect");
-      await shows(page, "#status", "Closed with code 1000, reason: goodbye");
-      await shows(page, ".state", "Closed with code 1000, reason: goodbye");
+      await shows(page, "#connection", "Closed with code 1000, reason: goodbye");
+      await shows(page, ".closed", "Closed with code 1000, reason: goodbye");
     });
   },
 );
@@ -154,10 +154,11 @@ test({ needs: "chromium" }, "ten rounds of it bring ten answers", async () => {
     await page.fill("#url", server.url);
     await page.evaluate(`(async () => {
       const button = document.getElementById("connect");
-      const state = document.querySelector("main").dataset;
+      const state = document.body.dataset;
       const received = document.getElementsByClassName("received");
       const until = async (isThere) => { while (!isThere()) await new Promise(setTimeout); };
       for (let round = 1; round <= 10; round++) {
+        document.getElementById("text").value = "round " + round;
         button.click();
         await until(() => received.length === round);
         button.click();
@@ -178,10 +179,10 @@ test(
       assertEquals(await page.getAttribute("html", "lang"), "zh-CN");
       assertEquals(await page.inputValue("#url"), `${server.url}/handler`);
       await connect(page);
-      await shows(page, "#status", "已连接");
+      await shows(page, "#connection", "已连接");
       await shows(page, ".received", "你好，我是网页。");
       await press(page);
-      await shows(page, "#status", "连接已关闭，代码 1000");
+      await shows(page, "#connection", "连接已关闭，代码 1000");
     });
   },
 );
@@ -197,15 +198,16 @@ test(
       assertEquals(await page.evaluate("document.activeElement.id"), "url");
       await page.keyboard.press("Enter");
       await shows(page, ".received", "Hello, I am the page.");
-      // A second Enter there does not disconnect.
+      // The field is empty, so that a second Enter neither sends it again nor disconnects.
+      assertEquals(await page.evaluate("document.activeElement.id"), "text");
+      assertEquals(await page.inputValue("#text"), "");
       await page.keyboard.press("Enter");
-      await page.focus("#text");
-      await page.keyboard.press("Control+A");
       await page.keyboard.type("one more");
       await page.keyboard.press("Enter");
       await shows(page, ".received", "one more");
       assertEquals(await page.evaluate("document.activeElement.id"), "text");
       assertEquals(await page.inputValue("#text"), "");
+      assertEquals(await count(page, "sent"), 2);
       // From the text over its button, the file and the log to the first thing sent.
       for (let stop = 0; stop < 4; stop++) await page.keyboard.press("Tab");
       assertEquals(await page.evaluate("document.activeElement.textContent"), "Send again");
@@ -235,7 +237,7 @@ test(
         "… (5,000 characters in all)",
       );
       await press(page);
-      await shows(page, "#status", "1000");
+      await shows(page, "#connection", "1000");
       assertEquals(await again.count(), 0);
     });
   },
@@ -291,22 +293,22 @@ test(
     const hash = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
     await browse("English", async (open) => {
       const page = await open(server.http);
-      assert(await page.isDisabled("#file"));
+      assert(await page.isDisabled("#choose"));
       await connect(page);
       for (let time = 0; time < 2; time++) {
         await page.setInputFiles("#file", file("a.bin", content));
         await page.locator(".checked").nth(time).waitFor();
         assertStringIncludes(
           await page.locator(".checked").nth(time).innerText(),
-          `The file came back unchanged (196,609 bytes, SHA-256 ${hash}): a.bin`,
+          `It came back unchanged (196,609 bytes, SHA-256 ${hash}): a.bin`,
         );
       }
-      assertEquals(await page.evaluate("progress.value / progress.max"), 1);
+      assertEquals(await page.isVisible("#progress"), false);
       assertEquals([await page.inputValue("#file"), await count(page, "received")], ["", 0]);
       // Binary that belongs to no file is told.
       await page.fill("#text", "binary, please");
       await page.click("#send");
-      await shows(page, ".received", "3 bytes of binary");
+      await shows(page, ".received", "3 bytes: 00 00 00");
     });
     assertEquals(sizes, [65_536, 65_536, 65_536, 1, 65_536, 65_536, 65_536, 1]);
   },
@@ -329,13 +331,13 @@ test({ needs: "chromium" }, "a file that comes back changed, or not at all, is t
     await connect(page);
     const content = file("b.bin", new Uint8Array(100_000));
     await page.setInputFiles("#file", content);
-    await shows(page, ".problem", "The file came back different: b.bin");
+    await shows(page, ".failed", "The file came back different: b.bin");
     await page.setInputFiles("#file", content);
-    await shows(page, ".problem", "The connection closed after 65,536 bytes of the file: b.bin");
-    await shows(page, "#status", "Closed with code 1011, reason: no more, please");
-    assert(await page.isDisabled("#file"));
+    await shows(page, ".failed", "The connection closed after 65,536 bytes of the file: b.bin");
+    await shows(page, "#connection", "Closed with code 1011, reason: no more, please");
+    assert(await page.isDisabled("#choose"));
     await press(page);
-    await page.locator("#file:enabled").waitFor();
+    await page.locator("#choose:enabled").waitFor();
   });
 });
 
@@ -355,7 +357,7 @@ test(
       const page = await open(`http://localhost:${server.port}/`);
       await connect(page);
       await page.setInputFiles("#file", file("empty.bin", new Uint8Array()));
-      await shows(page, ".checked", "The file came back unchanged (0 bytes, SHA-256 e3b0c442");
+      await shows(page, ".checked", "It came back unchanged (0 bytes, SHA-256 e3b0c442");
       assertEquals(sizes, [0]);
       // A file that is gone can't be read, so choosing takes a while here.
       await page.evaluate(`
@@ -367,7 +369,7 @@ test(
       await page.setInputFiles("#file", path);
       await Deno.remove(path);
       await page.evaluate(`isChoosing = false; file.dispatchEvent(new Event("change"))`);
-      await shows(page, ".problem", "The file could not be read (NotFoundError): ");
+      await shows(page, ".failed", "The file could not be read (NotFoundError): ");
     });
   },
 );
@@ -381,16 +383,16 @@ test(
       const page = await open(FROM_DISK);
       await page.fill("#url", "ws://localhost:1/");
       await press(page);
-      await shows(page, "#status", "Is the server running (deno run --allow-net server.ts)?");
+      await shows(page, "#connection", "Is the server running (deno run --allow-net server.ts)?");
       for (const wrong of ["ws://", "localhost:9999", "javascript:alert(1)"]) {
         await page.fill("#url", wrong);
         await press(page);
-        await shows(page, "#status", `Not a usable ws:// or wss:// address: ${wrong}`);
+        await shows(page, "#connection", `Not a usable ws:// or wss:// address: ${wrong}`);
       }
       await page.fill("#url", refusing.ws);
       await press(page);
-      await shows(page, "#status", "Could not connect (code 1006).");
-      await shows(page, "#status", "Does it accept this page (--origin null)?");
+      await shows(page, "#connection", "Could not connect (code 1006).");
+      await shows(page, "#connection", "Does it accept this page (--origin null)?");
       await page.clock.fastForward(100 * SECOND);
       assertEquals(await page.innerText("#connect"), "Connect");
       assertEquals(refusing.handshakes.all, ["/"]);
@@ -412,13 +414,14 @@ test(
       // The pauses grow up to 30 s, while the log says once what happened.
       for (const seconds of [4, 8, 16, 30, 30]) {
         await shows(page, "#countdown", `Trying again in ${seconds} s.`);
-        assertStringIncludes(await page.innerText("#status"), "Closed with code 1006");
+        assertStringIncludes(await page.innerText("#connection"), "Closed with code 1006");
         assertEquals(await page.innerText("#connect"), "Cancel");
         await page.clock.runFor(SECOND);
         await shows(page, "#countdown", `Trying again in ${seconds - 1} s.`);
         await page.clock.fastForward((seconds - 1) * SECOND);
       }
-      const entries = await page.locator(".state").allInnerTexts();
+      // Not connected, connecting, connected and waiting, each of them once.
+      const entries = await page.locator("li:not(.sent, .received)").allInnerTexts();
       assertEquals(entries.filter((entry) => entry.includes("1006")).length, 1);
       assertEquals(entries.length, 4);
       const { port } = new URL(server.url);
@@ -436,7 +439,7 @@ test(
       await shows(page, "#countdown", "Trying again in 4 s.");
       await page.evaluate("window.WebSocket = class extends EventTarget { close() {} }");
       await page.clock.fastForward(4 * SECOND);
-      await shows(page, "#status", "Trying again now…");
+      await shows(page, "#word", "Connecting");
     });
   },
 );
@@ -457,17 +460,17 @@ test(
       const page = await open(server.http);
       for (const code of lost) {
         await press(page);
-        await shows(page, "#status", `Closed with code ${code}, reason: so it is`);
+        await shows(page, "#connection", `Closed with code ${code}, reason: so it is`);
         await page.locator("[data-state=waiting]").waitFor();
         await press(page);
       }
       for (const code of ended) {
         await press(page);
-        await shows(page, "#status", `Closed with code ${code}, reason: so it is`);
-        await page.locator("[data-state=closed]").waitFor();
+        await shows(page, "#connection", `Closed with code ${code}, reason: so it is`);
+        await page.locator(`[data-state=${code === 1000 ? "closed" : "failed"}]`).waitFor();
       }
       await press(page);
-      await shows(page, "#status", `Closed with code 1005, reason: none given`);
+      await shows(page, "#connection", `Closed with code 1005, reason: none given`);
       await page.locator("[data-state=closed]").waitFor();
     });
   },
@@ -503,21 +506,21 @@ test({ needs: "chromium" }, "the button cancels a try, and coming back", async (
     await page.locator("[data-state=waiting]").waitFor();
     assertEquals(await page.innerText("#connect"), "Cancel");
     await press(page);
-    await shows(page, "#status", "Cancelled. Not connected.");
+    await shows(page, "#word", "Not connected");
     await page.clock.fastForward(100 * SECOND);
     assertEquals(await page.innerText("#connect"), "Connect");
     assertEquals(server.handshakes.all.length, 1);
 
     await page.fill("#url", `ws://localhost:${silent.addr.port}`);
     await press(page);
-    await shows(page, "#status", "Connecting: ");
+    await shows(page, "#word", "Connecting");
     await press(page);
-    await shows(page, "#status", "Cancelled. Not connected.");
+    await shows(page, "#word", "Not connected");
     // It ends a little later, and nothing is said about it.
     await page.fill("#url", server.ws);
     await press(page);
     await page.locator("[data-state=waiting]").waitFor();
-    assertEquals(await count(page, "state"), 10);
+    assertEquals(await page.locator("li:not(.sent, .received)").count(), 10);
   });
 });
 
@@ -537,7 +540,7 @@ test(
           const after = await page.evaluate(`((target, type) => {
             Object.defineProperty(document, "hidden", { value: ${hidden}, configurable: true });
             target.dispatchEvent(new Event(type, { bubbles: true }));
-            return document.querySelector("main").dataset.state;
+            return document.body.dataset.state;
           })(${event})`);
           assertEquals(after, state);
         }
@@ -561,10 +564,10 @@ test(
       // The timers of a tab in the background may run a minute late.
       await page.clock.fastForward(60 * SECOND);
       await page.clock.fastForward(60 * SECOND);
-      assertEquals(await page.getAttribute("main", "data-state"), "open");
+      assertEquals(await page.getAttribute("body", "data-state"), "open");
       await page.clock.fastForward(3600 * SECOND);
       await closes.next();
-      await shows(page, ".state", "The computer slept, so the connection may be lost.");
+      await shows(page, ".waiting", "The computer slept, so the connection may be lost.");
       await page.locator("[data-state=open]").waitFor();
       assertEquals(server.handshakes.all.length, 2);
     });
@@ -587,7 +590,7 @@ test(
       await page.goBack({ waitUntil: "commit" });
       await page.locator("[data-state=open]").waitFor();
       // It is the page that it was, not one that was loaded again.
-      await shows(page, ".state", "You left this page, so it closed the connection.");
+      await shows(page, ".waiting", "You left this page, so it closed the connection.");
       assertEquals(await count(page, "sent"), 1);
       assertEquals(await page.inputValue("#text"), "half a sent");
       assertEquals(server.handshakes.all.length, 2);
@@ -605,8 +608,8 @@ test(
       await page.locator("[data-state=closed]").waitFor();
       await page.goto(`${server.http}elsewhere`);
       await page.goBack({ waitUntil: "commit" });
-      await shows(page, "#status", "Closed with code 1000, reason: goodbye");
-      assertEquals(await page.getAttribute("main", "data-state"), "closed");
+      await shows(page, "#connection", "Closed with code 1000, reason: goodbye");
+      assertEquals(await page.getAttribute("body", "data-state"), "closed");
     });
   },
 );
@@ -617,11 +620,11 @@ test({ needs: "chromium" }, "?url= fills the address, and never connects by itse
     const url = `${server.ws}/a%20b?c=d&room=blue`;
     const page = await open(`${server.http}?url=${encodeURIComponent(url)}`);
     assertEquals(await page.inputValue("#url"), url);
-    await shows(page, "#status", "Not connected. Press Connect.");
+    await shows(page, "#word", "Not connected");
     for (const wrong of [server.http, "javascript:alert(1)", "ws://", ""]) {
       await page.goto(`${server.http}?url=${encodeURIComponent(wrong)}&room=red`);
       assertEquals(await page.inputValue("#url"), `${server.ws}/handler?room=red`);
-      await shows(page, "#status", `Not a usable ws:// or wss:// address: ${wrong}`);
+      await shows(page, "#connection", `Not a usable ws:// or wss:// address: ${wrong}`);
     }
     assertEquals(server.handshakes.all, []);
     await connect(page, url);
@@ -641,7 +644,7 @@ test(
       assertEquals(await page.title(), "WebSocket step by step · 你好 <b>");
       assertEquals(await page.innerText("h1 bdi"), "你好 <b>");
       await connect(page);
-      await shows(page, "#status", `Connected: ${server.ws}/handler${query}`);
+      await shows(page, "#connection", `Connected ${server.ws}/handler${query}`);
       assertEquals(await server.handshakes.next(), `/handler${query}`);
       // It says the room of the connection, not the one of long ago.
       await press(page);
@@ -688,7 +691,7 @@ test(
         await page.locator("[data-state=closed]").waitFor();
         await page.fill("#url", address.replace("ws", "foo"));
         await press(page);
-        await shows(page, "#status", "Not a usable");
+        await shows(page, "#connection", "Not a usable");
         const shown = await page.evaluate(
           "document.title + document.body.innerText + [...document.querySelectorAll('input')]" +
             ".map(({ type, value }) => type === 'file' ? '' : value)",
@@ -704,7 +707,7 @@ test({ needs: "chromium" }, "where WebSocket is missing it says so", async () =>
     const page = await open("about:blank");
     await page.addInitScript("delete globalThis.WebSocket");
     await page.goto(FROM_DISK);
-    await shows(page, "#status", "This browser has no WebSocket.");
+    await shows(page, "#connection", "This browser has no WebSocket.");
     assert(await page.isDisabled("#connect"));
   });
 });
@@ -767,7 +770,7 @@ test(
       assertStringIncludes(await tabs[0].title(), "red");
       const stranger = await open(`${url}?room=red`);
       await press(stranger);
-      await shows(stranger, "#status", "Does this page need ?token=");
+      await shows(stranger, "#connection", "Does this page need ?token=");
     });
   },
 );
@@ -782,7 +785,7 @@ test(
         await using server = await Script.server("broadcast_server.ts", ...flags);
         await page.fill("#url", server.url);
         await press(page);
-        await shows(page, "#status", flags.length ? "Connected: " : "(--origin null)?");
+        await shows(page, "#connection", flags.length ? "Connected" : "(--origin null)?");
       }
     });
   },

@@ -1,6 +1,7 @@
 // What client.html promises, in a real Chromium: opened from disk and served, in both languages.
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { delay } from "@std/async";
 import { Buffer } from "node:buffer";
 import type { Browser, BrowserContext, Page } from "playwright-core";
 import html from "../client.html" with { type: "text" };
@@ -9,6 +10,10 @@ import { startPythonServer, startServer, test } from "./helpers.ts";
 
 const FROM_DISK = new URL("../client.html", import.meta.url).href;
 const SECOND = 1000;
+
+/** All that a page shows, as a script in it sees that. */
+const EVERYTHING_SHOWN = "document.title + document.body.innerText + " +
+  "[...document.querySelectorAll('input:not([type=file]), textarea')].map(({ value }) => value)";
 
 /** How a browser may be: it speaks a language, and its time may pass only when a test says so. */
 const KINDS = { English: "en-US", Chinese: "zh-CN", "English, stopped": "en-US" };
@@ -100,7 +105,10 @@ const verbatim = {
   message: (socket: WebSocket, data: string | ArrayBuffer) => socket.send(data),
 };
 
-/** Serves the page, and nothing but handshakes: it tells what each asks for and gives the socket. */
+/**
+ * Serves the page, and nothing but handshakes: it tells what each asks for, with the subprotocols
+ * that it offers, selects `bearer`, and gives the socket.
+ */
 function serveByHand(open: (socket: WebSocket) => void = () => {}, status = 101) {
   const handshakes = new Inbox<string>();
   const server = Deno.serve({ hostname: "localhost", port: 0, onListen() {} }, (request) => {
@@ -108,9 +116,11 @@ function serveByHand(open: (socket: WebSocket) => void = () => {}, status = 101)
       return new Response(html, { headers: { "Content-Type": "text/html; charset=utf-8" } });
     }
     const { pathname, search } = new URL(request.url);
-    handshakes.put(pathname + search);
+    const offer = request.headers.get("sec-websocket-protocol");
+    handshakes.put(pathname + search + (offer === null ? "" : ` ${offer}`));
     if (status !== 101) return new Response("no", { status });
-    const { socket, response } = Deno.upgradeWebSocket(request);
+    const protocol = offer?.startsWith("bearer, ") ? "bearer" : undefined;
+    const { socket, response } = Deno.upgradeWebSocket(request, { protocol });
     socket.onopen = () => open(socket);
     return response;
   });
@@ -122,6 +132,23 @@ function serveByHand(open: (socket: WebSocket) => void = () => {}, status = 101)
     http: `http://${host}/`,
     [Symbol.asyncDispose]: () => server.shutdown(),
   };
+}
+
+/** Accepts one client as the article shows it, and then says nothing. */
+async function upgradeByHand(listener: Deno.TcpListener): Promise<Deno.TcpConn> {
+  const connection = await listener.accept();
+  const bytes = new Uint8Array(4096);
+  const head = new TextDecoder().decode(bytes.subarray(0, await connection.read(bytes) ?? 0));
+  const key = head.match(/^sec-websocket-key: (.+)\r$/im)?.[1];
+  const text = new TextEncoder().encode(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`);
+  const accept = new Uint8Array(await crypto.subtle.digest("SHA-1", text)).toBase64();
+  await connection.write(
+    new TextEncoder().encode(
+      "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+        `Sec-WebSocket-Accept: ${accept}\r\n\r\n`,
+    ),
+  );
+  return connection;
 }
 
 test(
@@ -393,6 +420,7 @@ test(
       await press(page);
       await shows(page, "#connection", "Could not connect (code 1006).");
       await shows(page, "#connection", "Does it accept this page (--origin null)?");
+      await shows(page, "#connection", "Does this page need #token=… in its address?");
       await page.clock.fastForward(100 * SECOND);
       assertEquals(await page.innerText("#connect"), "Connect");
       assertEquals(refusing.handshakes.all, ["/"]);
@@ -659,45 +687,51 @@ test(
 
 test(
   { needs: "chromium" },
-  "a token goes to the server that the page was opened for, and is never shown",
+  "a token behind # goes out as a subprotocol, to the page's own server alone, and is never shown",
   async () => {
     await using server = serveByHand((socket) => socket.onmessage = () => socket.close(1012));
     await using other = serveByHand();
     const address = `${server.ws}/handler?room=red`;
-    const link = encodeURIComponent(`${address}&token=SECRET`);
+    const given = encodeURIComponent(address);
+    // The UTF-8 bytes of each token in base64url, without padding.
+    const tokens = [["a%20secret", "YSBzZWNyZXQ"], ["ab+/cd==", "YWIrL2NkPT0"], [
+      "秘密?>",
+      "56eY5a-GPz4",
+    ]];
     await browse("English", async (open) => {
       const page = await open("about:blank");
-      for (
-        const url of [
-          `${server.http}?token=SECRET&room=red`,
-          `${server.http}?url=${link}`,
-          `${FROM_DISK}?token=SECRET&url=${encodeURIComponent(address)}`,
-        ]
-      ) {
-        await page.goto(url);
-        assertEquals(await page.inputValue("#url"), address);
-        await press(page);
-        await page.locator("[data-state=waiting]").waitFor();
-        await page.evaluate(`dispatchEvent(new Event("online"))`);
-        await page.locator("[data-state=open]").waitFor();
-        for (let time = 0; time < 2; time++) {
-          assertEquals(await server.handshakes.next(), "/handler?room=red&token=SECRET");
+      for (const [token, offered] of tokens) {
+        for (const url of [`${server.http}?room=red`, `${FROM_DISK}?url=${given}`]) {
+          await page.goto("about:blank");
+          await page.goto(`${url}#token=${token}`);
+          assertEquals(await page.inputValue("#url"), address);
+          await press(page);
+          await page.locator("[data-state=waiting]").waitFor();
+          await page.evaluate(`dispatchEvent(new Event("online"))`);
+          await page.locator("[data-state=open]").waitFor();
+          for (let time = 0; time < 2; time++) {
+            assertEquals(await server.handshakes.next(), `/handler?room=red bearer, ${offered}`);
+          }
+          await press(page);
+          await page.locator("[data-state=closed]").waitFor();
+          await connect(page, other.ws);
+          assertEquals(await other.handshakes.next(), "/");
+          await press(page);
+          await page.locator("[data-state=closed]").waitFor();
+          await page.fill("#url", address.replace("ws", "foo"));
+          await press(page);
+          await shows(page, "#connection", "Not a usable");
+          const shown = String(await page.evaluate(EVERYTHING_SHOWN));
+          for (const secret of [decodeURIComponent(token), token, offered]) {
+            assert(!shown.includes(secret), shown);
+          }
         }
-        await press(page);
-        await page.locator("[data-state=closed]").waitFor();
-        await connect(page, other.ws);
-        assertEquals(await other.handshakes.next(), "/");
-        await press(page);
-        await page.locator("[data-state=closed]").waitFor();
-        await page.fill("#url", address.replace("ws", "foo"));
-        await press(page);
-        await shows(page, "#connection", "Not a usable");
-        const shown = await page.evaluate(
-          "document.title + document.body.innerText + [...document.querySelectorAll('input')]" +
-            ".map(({ type, value }) => type === 'file' ? '' : value)",
-        );
-        assert(!String(shown).includes("SECRET"), String(shown));
       }
+      // A token that someone adds to the address of the page counts at once.
+      await page.goto(server.http);
+      await page.evaluate(`location.hash = "#token=late"`);
+      await press(page);
+      assertEquals(await server.handshakes.next(), "/handler bearer, bGF0ZQ");
     });
   },
 );
@@ -707,14 +741,15 @@ test({ needs: "chromium" }, "where WebSocket is missing it says so", async () =>
     const page = await open("about:blank");
     await page.addInitScript("delete globalThis.WebSocket");
     await page.goto(FROM_DISK);
-    await shows(page, "#connection", "This browser has no WebSocket.");
-    assert(await page.isDisabled("#connect"));
+    await press(page);
+    await shows(page, "#connection", "This browser has no WebSocket: ");
+    await shows(page, ".failed", "This browser has no WebSocket: ");
   });
 });
 
 test(
   { needs: "chromium" },
-  "it fits a phone, in light and dark, and its status, countdown and log are live",
+  "it fits a phone, in light and dark, and one live region speaks",
   async () => {
     await using server = serveByHand((socket) => {
       socket.send("x".repeat(2_000));
@@ -728,9 +763,10 @@ test(
       assertMatch(await page.innerText("#countdown"), /^\d 秒后重试。$/);
       const width = await page.evaluate("document.documentElement.scrollWidth");
       assert(Number(width) <= 360, `the page is ${width} pixels wide`);
-      for (const [id, role] of [["status", "status"], ["countdown", "timer"], ["log", "log"]]) {
-        assertEquals(await page.getAttribute(`#${id}`, "role"), role);
-      }
+      const live = "[aria-live], output, [role=status], [role=alert], [role=log]";
+      assertEquals(await page.locator(live).count(), 1);
+      assertEquals(await page.getAttribute("#log", "role"), "log");
+      assertEquals(await page.getAttribute("#countdown", "role"), "timer");
       for (const colorScheme of ["light", "dark"] as const) {
         await page.emulateMedia({ colorScheme });
         const background = await page.evaluate(
@@ -745,32 +781,24 @@ test(
 
 test(
   { needs: "chromium" },
-  "tabs in a room hear each other, what is pushed, and no other room; a token lets them in",
+  "tabs in a room hear each other, what is pushed, and no other room",
   async () => {
-    const file = await Deno.makeTempFile();
-    await Deno.writeTextFile(file, "a secret");
-    const flags = ["--port", "0", "--token-file", file];
-    await using server = new Script("broadcast_server.ts", flags, ["--allow-net", "--allow-read"]);
-    const url = (await server.lines.next()).match(/http:\S+/)?.[0] ?? "";
-    await Deno.remove(file);
+    await using server = await Script.server("broadcast_server.ts");
+    const url = `${server.url.replace("ws", "http")}/`;
     await browse("English", async (open) => {
       const tabs: Page[] = [];
       for (const room of ["red", "red", "blue"]) {
-        const tab = await open(`${url}?room=${room}&token=a%20secret`);
+        const tab = await open(`${url}?room=${room}`);
         await tab.fill("#text", `${room} is here`);
         await press(tab);
         await shows(tab, ".received", `${room} is here`);
         tabs.push(tab);
       }
-      const body = { method: "POST", body: "pushed" };
-      const pushed = await fetch(`${url}?room=red&token=a%20secret`, body);
+      const pushed = await fetch(`${url}?room=red`, { method: "POST", body: "pushed" });
       assertEquals([pushed.status, await pushed.json()], [202, { clients: 2 }]);
       for (const tab of tabs.slice(0, 2)) await shows(tab, ".received", "pushed");
       assertEquals(await Promise.all(tabs.map((tab) => count(tab, "received"))), [3, 2, 1]);
       assertStringIncludes(await tabs[0].title(), "red");
-      const stranger = await open(`${url}?room=red`);
-      await press(stranger);
-      await shows(stranger, "#connection", "Does this page need ?token=");
     });
   },
 );
@@ -787,6 +815,469 @@ test(
         await press(page);
         await shows(page, "#connection", flags.length ? "Connected" : "(--origin null)?");
       }
+    });
+  },
+);
+
+test(
+  { needs: "chromium" },
+  "the headline has a colour and a word for each state, and a failure is red in the log too",
+  async () => {
+    await using server = serveByHand((socket) => {
+      socket.onmessage = ({ data }) => socket.close(Number(data));
+    });
+    const colour = (page: Page, selector: string) =>
+      page.evaluate(`getComputedStyle(document.querySelector("${selector}")).color`);
+    await browse("English", async (open) => {
+      const page = await open(server.http);
+      const colours: unknown[] = [await colour(page, "strong")];
+      await page.fill("#text", "");
+      await connect(page);
+      assertEquals(await page.innerText("#word"), "Connected");
+      assertEquals(await page.innerText("#address"), `${server.ws}/handler`);
+      assert(await page.isHidden("#url"));
+      colours.push(await colour(page, "strong"));
+      await page.fill("#text", "1012");
+      await page.click("#send");
+      await shows(page, "#word", "Waiting");
+      colours.push(await colour(page, "strong"));
+      await press(page);
+      await page.locator("#url").waitFor();
+      await connect(page);
+      await page.fill("#text", "1011");
+      await page.click("#send");
+      await shows(page, "#word", "Failed");
+      colours.push(await colour(page, "strong"));
+      assertEquals(await colour(page, ".failed div"), colours[3]);
+      assertEquals(await colour(page, ".failed b"), colours[3]);
+      // Grey, green, amber and red.
+      const names = colours.map((each) => {
+        const [red, green, blue] = String(each).match(/\d+/g)?.map(Number) ?? [];
+        if (Math.max(red, green, blue) - Math.min(red, green, blue) < 30) return "grey";
+        if (green > red) return "green";
+        return green > red / 2 ? "amber" : "red";
+      });
+      assertEquals(names, ["grey", "green", "amber", "red"]);
+    });
+  },
+);
+
+test({ needs: "chromium" }, "every text can be read and every target hit", async () => {
+  await using server = serveByHand((socket) => {
+    socket.onmessage = ({ data }) => socket.send(data === "binary" ? new Uint8Array(3) : data);
+  });
+  await browse("English", async (open) => {
+    const page = await open(server.http);
+    for (const colorScheme of ["light", "dark"] as const) {
+      await page.emulateMedia({ colorScheme });
+      await connect(page);
+      for (const text of ["binary", "x".repeat(2_000)]) {
+        await page.fill("#text", text);
+        await page.click("#send");
+      }
+      await page.locator(".save").first().waitFor();
+      await page.locator(".received summary").first().waitFor();
+      await press(page);
+      await page.locator("[data-state=closed]").waitFor();
+      await page.fill("#url", "wss://localhost:1/");
+      await press(page);
+      await page.locator("[data-state=failed]").waitFor();
+      // The contrast of WCAG 2.2 (1.4.3), of each enabled element that has a text of its own.
+      const faint = await page.evaluate(`(() => {
+        const light = (colour) => {
+          const [r, g, b] = colour.match(/[\\d.]+/g).map((each) => each / 255)
+            .map((each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+          return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const behind = (each) => {
+          const { backgroundColor } = getComputedStyle(each);
+          return backgroundColor === "rgba(0, 0, 0, 0)" ? behind(each.parentElement) : backgroundColor;
+        };
+        return [...document.querySelectorAll("body *")]
+          .filter((each) => !each.matches("script, :disabled") && each.checkVisibility())
+          .filter((each) => each.value || [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+          .map((each) => {
+            const both = [light(getComputedStyle(each).color), light(behind(each))].sort((a, b) => a - b);
+            return [each.outerHTML.slice(0, 80), (both[1] + 0.05) / (both[0] + 0.05)];
+          })
+          .filter(([, contrast]) => contrast < 4.5);
+      })()`);
+      assertEquals(faint, []);
+      // The size of targets of WCAG 2.2 (2.5.8).
+      const small = await page.evaluate(`
+        [...document.querySelectorAll("button, input, textarea, summary")]
+          .filter((each) => each.checkVisibility())
+          .map((each) => [each.id || each.className || each.localName, each.getBoundingClientRect()])
+          .filter(([, { width, height }]) => Math.min(width, height) < 24)
+          .map(([name, { width, height }]) => [name, width, height])
+      `);
+      assertEquals(small, []);
+      await page.fill("#url", `${server.ws}/`);
+    }
+  });
+});
+
+test(
+  { needs: "chromium" },
+  "with a keyboard open on a phone, the log has room, and what was typed last stays in view",
+  async () => {
+    await using server = startServer(verbatim);
+    await browse("English", async (open) => {
+      const page = await open(`http://localhost:${server.port}/`);
+      await page.setViewportSize({ width: 390, height: 844 });
+      await connect(page);
+      for (let index = 1; index <= 30; index++) {
+        await page.fill("#text", `number ${index}.`);
+        await page.press("#text", "Enter");
+      }
+      await shows(page, ".received", "number 30.");
+      await page.setViewportSize({ width: 390, height: 508 });
+      const { height = 0, y = 0 } = await page.locator("#log").boundingBox() ?? {};
+      assert(height >= 200, `the log is ${height} pixels high`);
+      assert(y + height <= 508, `the log ends at ${y + height}`);
+      const last = await page.locator(".received").last().boundingBox();
+      assert(last && last.y >= y && last.y + last.height <= y + height, JSON.stringify(last));
+      // Who has scrolled up and sends is back at the end.
+      await page.evaluate("log.scrollTop = -1e6");
+      await page.fill("#text", "the end");
+      await page.press("#text", "Enter");
+      assertEquals(await page.evaluate("log.scrollTop"), 0);
+    });
+  },
+);
+
+test(
+  { needs: "chromium" },
+  "several lines stay several, the arrow up brings the last text back, and an input method may use Enter",
+  async () => {
+    const received: unknown[] = [];
+    await using server = serveByHand((socket) => {
+      socket.onmessage = ({ data }) => received.push(data);
+    });
+    await browse("English", async (open) => {
+      const page = await open(server.http);
+      await page.fill("#text", "");
+      await connect(page);
+      const { height: low = 0 } = await page.locator("#text").boundingBox() ?? {};
+      await page.focus("#text");
+      await page.keyboard.type("one");
+      await page.keyboard.press("Shift+Enter");
+      await page.keyboard.insertText("two\r\nthree");
+      const { height: high = 0 } = await page.locator("#text").boundingBox() ?? {};
+      assert(high > low + 40, `the field grew from ${low} to ${high}`);
+      await page.keyboard.press("Enter");
+      assertEquals(await page.locator(".sent bdi").innerText(), "one\ntwo\nthree");
+      assertEquals(await page.inputValue("#text"), "");
+      await page.keyboard.press("ArrowUp");
+      assertEquals(await page.inputValue("#text"), "one\ntwo\nthree");
+      // In a text, the arrow up is for the text.
+      await page.fill("#text", "4");
+      await page.keyboard.press("ArrowUp");
+      assertEquals(await page.inputValue("#text"), "4");
+      await page.fill("#text", "");
+      // The first Enter ends the word.
+      const devtools = await page.context().newCDPSession(page);
+      await devtools.send("Input.imeSetComposition", {
+        text: "你好",
+        selectionStart: 2,
+        selectionEnd: 2,
+      });
+      await page.keyboard.press("Enter");
+      assertEquals(await count(page, "sent"), 1);
+      await devtools.send("Input.insertText", { text: "你好" });
+      await page.keyboard.press("Enter");
+      await shows(page, ".sent", "你好");
+      assertEquals(await count(page, "sent"), 2);
+    });
+    assertEquals(received, ["one\ntwo\nthree", "你好"]);
+  },
+);
+
+test(
+  { needs: "chromium" },
+  "a long text opens whole, and a binary message shows its first bytes and can be saved",
+  async () => {
+    const book = `${"😀".repeat(499)}x😀${"Call me Ishmael.\n".repeat(1_000)}the end`;
+    const bytes = new Uint8Array(20).map((_, index) => index * 13);
+    await using server = serveByHand((socket) => {
+      socket.send(book);
+      socket.send(bytes);
+    });
+    await browse("English", async (open) => {
+      const page = await open(server.http);
+      await connect(page);
+      const summary = page.locator(".received summary");
+      await summary.waitFor();
+      const start = await summary.innerText();
+      assert(start.endsWith(`x … (${book.length.toLocaleString("en")} characters in all)`), start);
+      await summary.click({ position: { x: 5, y: 5 } });
+      // One click takes all of it, to be copied.
+      await page.locator(".received details > bdi").click({ position: { x: 60, y: 60 } });
+      const selected = await page.evaluate("getSelection().toString()");
+      assertEquals(String(selected).trim(), book);
+      const hex = "00 0d 1a 27 34 41 4e 5b 68 75 82 8f 9c a9 b6 c3";
+      await shows(page, ".received", `20 bytes: ${hex}`);
+      const [download] = await Promise.all([page.waitForEvent("download"), page.click(".save")]);
+      assertEquals(download.suggestedFilename(), "message.bin");
+      assertEquals(await Deno.readFile(await download.path()), bytes);
+    });
+  },
+);
+
+test({ needs: "chromium" }, "printed, the whole log is there", async () => {
+  await using server = serveByHand((socket) => {
+    for (let index = 1; index <= 100; index++) socket.send(`number ${index}.`);
+  });
+  await browse("English", async (open) => {
+    const page = await open(server.http);
+    await connect(page);
+    await shows(page, ".received", "number 100.");
+    await page.emulateMedia({ media: "print" });
+    const [log, first, last] = await Promise.all(
+      ["#log", "li >> nth=0", "li >> nth=-1"].map((each) => page.locator(each).boundingBox()),
+    );
+    assert(log && first && last);
+    assert(first.y >= log.y && last.y + last.height <= log.y + log.height);
+    assertEquals(await page.evaluate("getComputedStyle(log).overflowY"), "visible");
+    const pages = (await page.pdf()).toString("latin1").match(/\/Type \/Page\b(?!s)/g);
+    assert((pages?.length ?? 0) >= 3, `${pages?.length} pages`);
+  });
+});
+
+test(
+  { needs: "chromium" },
+  "a server that does not answer Close is given up after 2 s, and its late answer changes nothing",
+  async () => {
+    using listener = Deno.listen({ hostname: "localhost", port: 0 });
+    const accepted = upgradeByHand(listener);
+    await browse("English, stopped", async (open) => {
+      const page = await open(FROM_DISK);
+      await connect(page, `ws://localhost:${listener.addr.port}`);
+      using connection = await accepted;
+      await press(page);
+      await shows(page, "#word", "Disconnecting");
+      await page.clock.fastForward(2 * SECOND - 1);
+      await shows(page, "#word", "Disconnecting");
+      await page.clock.fastForward(1);
+      await shows(page, "#connection", "The server did not answer Close within 2 s.");
+      assertEquals(await page.innerText("#connect"), "Connect");
+      await connection.write(new Uint8Array([0x88, 0x02, 0x03, 0xe8]));
+      await page.fill("#url", "ws://");
+      await press(page);
+      await shows(page, "#connection", "Not a usable");
+    });
+  },
+);
+
+test({ needs: "chromium" }, "a double click is one click", async () => {
+  await using server = serveByHand();
+  await browse("English", async (open) => {
+    const page = await open(server.http);
+    await page.dblclick("#connect");
+    await page.locator("[data-state=open]").waitFor();
+    await page.dblclick("#connect");
+    await page.locator("[data-state=closed]").waitFor();
+    assertEquals(await count(page, "closed"), 2);
+    assertEquals(server.handshakes.all.length, 1);
+  });
+});
+
+test(
+  { needs: "chromium" },
+  "a page from https says that it may open only wss:// addresses",
+  async () => {
+    await browse("English", async (open) => {
+      const page = await open("about:blank");
+      await page.route(
+        "https://page.test/",
+        (route) => route.fulfill({ body: html, contentType: "text/html; charset=utf-8" }),
+      );
+      await page.goto("https://page.test/");
+      assertEquals(await page.inputValue("#url"), "wss://page.test/handler");
+      await page.fill("#url", "ws://page.test/handler");
+      // That it blocked this is written there by the browser itself.
+      page.removeAllListeners("console");
+      await press(page);
+      const sentence = "A page from https may open only wss://, not ws://page.test/handler";
+      await shows(page, "#connection", sentence);
+      await shows(page, ".failed", sentence);
+    });
+  },
+);
+
+test({ needs: "chromium" }, "a password in an address is never shown", async () => {
+  await using server = serveByHand();
+  await browse("English", async (open) => {
+    const page = await open(server.http);
+    for (const scheme of ["ws:", "foo:"]) {
+      for (const secret of ["user:SECRET@", "SECRET@", "user:SE/CRET@", "user:S@ECRET@"]) {
+        await page.fill("#url", `${scheme}//${secret}${server.host}/a`);
+        await press(page);
+        await page.locator("[data-state=open], [data-state=failed]").waitFor();
+        if (await page.getAttribute("body", "data-state") === "open") {
+          await shows(page, "#address", `${server.ws}/a`);
+          await press(page);
+          await page.locator("[data-state=closed]").waitFor();
+        }
+        const shown = String(await page.evaluate("document.title + document.body.innerText"));
+        assert(!/SECRET|SE\/|CRET/.test(shown), shown);
+      }
+    }
+    assert(server.handshakes.all.length >= 2);
+  });
+});
+
+test(
+  { needs: "chromium" },
+  "a file that nothing comes back of is given up after 10 s, and another one may follow",
+  async () => {
+    let isDeaf = true;
+    await using server = serveByHand((socket) => {
+      socket.onmessage = ({ data }) => isDeaf || socket.send(data);
+    });
+    await browse("English, stopped", async (open) => {
+      const page = await open(server.http);
+      await connect(page);
+      await page.setInputFiles("#file", file("c.bin", new Uint8Array(70_000)));
+      await shows(page, "#amount", "0 / 70,000 bytes");
+      assert(await page.isVisible("#progress"));
+      assert(await page.isDisabled("#choose"));
+      await page.clock.fastForward(10 * SECOND - 1);
+      assertEquals(await count(page, "failed"), 0);
+      await page.clock.fastForward(1);
+      await shows(page, ".failed", "No piece came back for 10 s, after 0 bytes of the file: c.bin");
+      assert(await page.isHidden("#progress"));
+      isDeaf = false;
+      await page.setInputFiles("#file", file("c.bin", new Uint8Array(70_000)));
+      await shows(page, ".checked", "It came back unchanged (70,000 bytes");
+    });
+  },
+);
+
+test(
+  { needs: "chromium" },
+  "where others send binary too, the check of a file was disturbed, and the file does not differ",
+  async () => {
+    await using server = serveByHand((socket) => {
+      socket.onmessage = ({ data }) => {
+        if (typeof data === "string") return;
+        socket.send(new Uint8Array(5));
+        socket.send(data);
+      };
+    });
+    await browse("English", async (open) => {
+      const page = await open(server.http);
+      await connect(page);
+      for (const [index, size] of [5, 200_000].entries()) {
+        await page.setInputFiles("#file", file("d.bin", new Uint8Array(size).fill(1)));
+        await page.locator(".failed").nth(index).waitFor();
+      }
+      const sentence = "Others sent binary too, and disturbed the check: d.bin";
+      assertEquals(await page.locator(".failed").filter({ hasText: sentence }).count(), 2);
+    });
+  },
+);
+
+test(
+  { needs: "chromium" },
+  "a refusal on wss: names the certificate, with a link to where the browser shows it",
+  async () => {
+    await browse("English", async (open) => {
+      const page = await open(FROM_DISK);
+      for (
+        const [url, href] of [["wss://u:p@localhost:1/a", "https://localhost:1/a"], [
+          "ws://localhost:1/",
+          "",
+        ]]
+      ) {
+        await page.fill("#url", url);
+        await press(page);
+        await shows(page, "#connection", "Could not connect (code 1006).");
+        const link = page.getByRole("link", { name: "Does the browser trust its certificate?" });
+        assertEquals(await link.count(), href ? 1 : 0);
+        if (href) assertEquals(await link.getAttribute("href"), href);
+      }
+    });
+  },
+);
+
+test(
+  { needs: "chromium" },
+  "a file dropped anywhere is sent, and never opened in place of the page",
+  async () => {
+    await using server = startServer(verbatim);
+    const path = await Deno.makeTempFile({ suffix: ".bin" });
+    try {
+      await Deno.writeTextFile(path, "dropped");
+      await browse("English", async (open) => {
+        const page = await open(`http://localhost:${server.port}/`);
+        const devtools = await page.context().newCDPSession(page);
+        async function drop() {
+          const data = { items: [], files: [path], dragOperationsMask: 1 };
+          for (const type of ["dragEnter", "dragOver", "drop"] as const) {
+            await devtools.send("Input.dispatchDragEvent", { type, x: 200, y: 400, data });
+          }
+        }
+        await drop();
+        await connect(page);
+        assertEquals(await count(page, "sent"), 1);
+        await drop();
+        await shows(page, ".checked", "It came back unchanged (7 bytes");
+        assertEquals(await count(page, "sent"), 2);
+      });
+    } finally {
+      await Deno.remove(path);
+    }
+  },
+);
+
+test({ needs: "chromium" }, "under a flood of tiny texts, Disconnect can be clicked", async () => {
+  let sent = 0;
+  await using server = serveByHand(async (socket) => {
+    while (socket.readyState === WebSocket.OPEN) {
+      for (let index = 0; index < 2_000 && socket.bufferedAmount < 100_000; index++) {
+        socket.send("x");
+        sent++;
+      }
+      await delay(0);
+    }
+  });
+  await browse("English", async (open) => {
+    const page = await open(server.http);
+    await connect(page);
+    await delay(2 * SECOND);
+    const start = performance.now();
+    await page.click("#connect");
+    await page.locator("[data-state=closed], [data-state=failed]").waitFor();
+    const milliseconds = performance.now() - start;
+    assert(milliseconds < 4 * SECOND, `${milliseconds} ms after ${sent} texts`);
+    assertEquals(await count(page, "received") > 400, true);
+  });
+});
+
+test(
+  { needs: "chromium" },
+  "offline shows at once and closes nothing, and online tries at once",
+  async () => {
+    await using server = serveByHand((socket) => {
+      socket.onmessage = ({ data }) => data === "go" && socket.close(1012);
+    });
+    await browse("English, stopped", async (open) => {
+      const page = await open(server.http);
+      await connect(page);
+      await page.context().setOffline(true);
+      try {
+        await shows(page, "#network", "The browser is offline.");
+        assertEquals(await page.innerText("#word"), "Connected");
+        await page.fill("#text", "go");
+        await page.press("#text", "Enter");
+        await page.locator("[data-state=waiting]").waitFor();
+      } finally {
+        await page.context().setOffline(false);
+      }
+      await page.locator("[data-state=open]").waitFor();
+      assertEquals(await page.innerText("#network"), "");
+      assertEquals(server.handshakes.all.length, 2);
     });
   },
 );

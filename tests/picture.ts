@@ -6,7 +6,7 @@ import { CHROMIUM, CHROMIUM_FLAGS, Script } from "./helpers.ts";
 
 await using _server = await Script.server("server.ts", "--port", "9999");
 const browser = await chromium.launch({ executablePath: CHROMIUM, args: CHROMIUM_FLAGS });
-const page = await browser.newPage({ viewport: { width: 860, height: 760 }, locale: "en-US" });
+const page = await browser.newPage({ viewport: { width: 860, height: 640 }, locale: "en-US" });
 await page.goto("http://localhost:9999/");
 await page.click("#connect");
 await page.locator(".received").waitFor();

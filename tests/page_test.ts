@@ -1096,7 +1096,7 @@ test(
       // That it blocked this is written there by the browser itself.
       page.removeAllListeners("console");
       await press(page);
-      const sentence = "A page from https may open only wss://, not ws://page.test/handler";
+      const sentence = "An https page may open only wss://, not ws://page.test/handler";
       await shows(page, "#connection", sentence);
       await shows(page, ".failed", sentence);
     });

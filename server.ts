@@ -6,35 +6,36 @@
 // Every text that a client sends comes back in a sentence with the time.
 
 import { parseArgs } from "node:util";
-import { limited, type Log, runScript } from "./cli.ts";
-import { type Handler, runServer, SERVER_FLAGS, SERVER_USAGE } from "./websockets.ts";
+import { type Connection, type Message, print, runScript, runServer } from "websockets";
+import { SERVER_FLAGS, SERVER_USAGE } from "websockets";
+import page from "./client.html" with { type: "text" };
 
-/** The article's handler. With `once` it answers one message, as in the article's first part. */
-export function echo(print: Log, { once = false } = {}): Handler {
-  return {
-    message(socket, data) {
-      const isText = typeof data === "string";
-      const reply = isText ? `Data received as "${data}".  time: ${timestamp()}` : data;
-      print(isText ? `${reply}` : `Data received, ${data.byteLength} bytes of binary.`);
-      socket.send(reply);
-      print("Send reply");
-      if (once) socket.close(1000);
-    },
-  };
+/** The article's handler: it answers every message of a client. */
+export async function handler(websocket: Connection) {
+  for await (const message of websocket) await answer(websocket, message);
 }
 
-let time = "";
-let takenAt = 0;
+/** The article's first handler: it answers one message, and then the connection is closed. */
+export async function handleOnce(websocket: Connection) {
+  await answer(websocket, await websocket.receive());
+}
 
-/** The local time as the article prints it, taken once a millisecond at most: that is slow. */
-function timestamp(): string {
-  const now = Date.now();
-  if (now !== takenAt) {
-    const local = Temporal.Now.plainDateTimeISO();
-    time = local.toString({ fractionalSecondDigits: 6 }).replace("T", " ");
-    takenAt = now;
-  }
-  return time;
+async function answer(websocket: Connection, message: Message) {
+  const isText = typeof message === "string";
+  const reply = isText ? `Data received as "${message}".  time: ${now()}` : message;
+  print(isText ? `${reply}` : `Data received, ${message.byteLength} bytes of binary.`);
+  await websocket.send(reply);
+  print("Send reply");
+}
+
+let millisecond = 0;
+let time = "";
+
+/** The local time as Python prints it, taken once a millisecond at most because that is slow. */
+export function now(): string {
+  if (millisecond === (millisecond = Date.now())) return time;
+  const local = Temporal.Now.plainDateTimeISO();
+  return time = local.toString({ fractionalSecondDigits: 6 }).replace("T", " ");
 }
 
 const USAGE = `Usage: deno run --allow-net server.ts [flags]
@@ -44,8 +45,8 @@ if (import.meta.main) {
   await runScript(USAGE, () => {
     const options = { ...SERVER_FLAGS, once: { type: "boolean" } } as const;
     const { once, ...flags } = parseArgs({ options }).values;
-    const handler = echo(flags.quiet ? () => {} : limited(console.log), { once });
     // Pages opened from disk may connect, because this server has nothing to tell them.
-    runServer("Echo server", handler, flags, { port: 9999, origins: ["null"] });
+    const settings = { port: 9999, origins: ["null"], page };
+    runServer("Echo server", once ? handleOnce : handler, flags, settings);
   });
 }

@@ -5,7 +5,7 @@ import { deadline } from "@std/async";
 import { existsSync } from "node:fs";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
-import { type Handler, serve, type ServeOptions } from "../websockets.ts";
+import { type Handler, serve, type ServeOptions, silence } from "websockets";
 
 /** Milliseconds that a test waits for something that should happen at once. */
 const PATIENCE = 15_000;
@@ -130,6 +130,9 @@ export class Inbox<T> {
     }
   }
 }
+
+// What the handlers of the scripts print is no output of a test.
+silence();
 
 /** A server in this process on a free port, with its log. */
 export interface TestServer extends AsyncDisposable {

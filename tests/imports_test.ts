@@ -1,74 +1,97 @@
 /// <reference types="./std.d.ts" />
-// How the files fit together, which `deno task check` looks at too. Imports go one way, so that a
-// reader of a library never has to look into a script that uses it.
+// How the files fit together, which `deno task check` looks at too. Imports go one way, so that who
+// reads a file never has to look into one that is built upon it.
 
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { deadline } from "@std/async";
-import broadcastServer from "../broadcast_server.ts" with { type: "text" };
-import cli from "../cli.ts" with { type: "text" };
-import client from "../client.ts" with { type: "text" };
-import relay from "../relay.ts" with { type: "text" };
-import server from "../server.ts" with { type: "text" };
-import websockets from "../websockets.ts" with { type: "text" };
+import { test } from "./helpers.ts";
 
-/** What a file imports of the other files: `type ./a.ts` its types, `dynamic ./a.ts` when needed. */
-function importsOf(source: string): string[] {
-  const code = source.replaceAll(/^ *(\/\/|\*).*$/gm, "");
-  const found = code.matchAll(
-    /^(?:import|export) (type )?(?:[^"]* from )?"(\.[^"]*)"|\bimport\(\s*"(\.[^"]*)"/gm,
-  );
-  return [...found].map(([, type = "", path, dynamic]) =>
-    path ? type + path : `dynamic ${dynamic}`
-  );
-}
+const ROOT = new URL("../", import.meta.url).href;
 
-const files: [name: string, source: string, allowed: string[]][] = [
-  ["cli.ts", cli, []],
-  ["websockets.ts", websockets, ["./cli.ts", "./client.html"]],
-  ["server.ts", server, ["./cli.ts", "./websockets.ts"]],
-  // NATS is loaded with `--nats` only, so of relay.ts there may be the types alone until then.
-  ["broadcast_server.ts", broadcastServer, [
-    "./cli.ts",
-    "./websockets.ts",
-    "type ./relay.ts",
-    "dynamic ./relay.ts",
-  ]],
-  ["relay.ts", relay, ["./cli.ts", "./websockets.ts"]],
-  ["client.ts", client, ["./cli.ts"]],
+/** The files of the library, each built upon some of those before it, and on none after it. */
+const LIBRARY = [
+  ...["lines.ts", "sendable.ts", "blame.ts", "waiting.ts", "outbox.ts", "close_codes.ts"],
+  ...["connection.ts", "handshake.ts", "options.ts", "listen.ts", "ask.ts", "serve.ts"],
+  ...[
+    "run_server.ts",
+    "nats_input.ts",
+    "nats_connection.ts",
+    "nats_queue.ts",
+    "nats.ts",
+    "failures.ts",
+    "connect.ts",
+    "messages.ts",
+    "mod.ts",
+  ],
+  ...["terminal.ts", "interact.ts", "pipe.ts", "command.ts"],
 ];
+const SCRIPTS = ["server.ts", "client.ts", "broadcast_server.ts"];
 
-for (const [name, source, allowed] of files) {
-  Deno.test(`${name} imports no file that is built upon it`, () => {
-    const isAllowed = (each: string) =>
-      allowed.some((one) => each === one || each === `type ${one}`);
-    assertEquals(importsOf(source).filter((each) => !isAllowed(each)), []);
-  });
+interface Dependency {
+  specifier: string;
+  isDynamic?: boolean;
+  code?: { specifier: string };
 }
 
-Deno.test("imports of every form are seen", () => {
-  const source = [
-    'import { a } from "./a.ts";',
-    'import {\n  b,\n  c,\n} from "./b.ts";',
-    'import page from "./c.html" with { type: "text" };',
-    'import "./d.ts";',
-    'export * from "./e.ts";',
-    'import type { F } from "./f.ts";',
-    'const { g } = await import("./g.ts");',
-    '//   import { not } from "./comment.ts";',
-    ' * import { not } from "./comment.ts";',
-    'import { parseArgs } from "node:util";',
-    'export const not = "./text.ts";',
-  ].join("\n");
-  assertEquals(importsOf(source), [
-    "./a.ts",
-    "./b.ts",
-    "./c.html",
-    "./d.ts",
-    "./e.ts",
-    "type ./f.ts",
-    "dynamic ./g.ts",
-  ]);
+const inLibrary = (name: string) => `websockets/${name}`;
+
+/** All that a script or the library imports, file by file, as the runtime resolves it. */
+async function importsOf(file: string): Promise<Map<string, Dependency[]>> {
+  const command = new Deno.Command(Deno.execPath(), { args: ["info", "--json", ROOT + file] });
+  const { modules } = JSON.parse(new TextDecoder().decode((await command.output()).stdout));
+  const files = new Map<string, Dependency[]>();
+  for (const { specifier, dependencies = [] } of modules) {
+    if (specifier.startsWith(ROOT)) files.set(specifier.slice(ROOT.length), dependencies);
+  }
+  return files;
+}
+
+test({ needs: "run" }, "inside the library, imports go one way", async () => {
+  const files = await importsOf("websockets/mod.ts");
+  assertEquals([...files.keys()].toSorted(), LIBRARY.map(inLibrary).toSorted());
+  for (const [index, name] of LIBRARY.entries()) {
+    const before = LIBRARY.slice(0, index).map(inLibrary);
+    for (const { code, isDynamic } of files.get(inLibrary(name)) ?? []) {
+      const imported = code?.specifier.replace(ROOT, "") ?? "";
+      // The door opens the command only when it is run itself.
+      if (!imported.startsWith("websockets/") || isDynamic && name === "mod.ts") continue;
+      assert(before.includes(imported), `${name} imports ${imported}`);
+    }
+  }
 });
+
+test(
+  { needs: "run" },
+  "a server does not load how to connect, and neither loads the command",
+  async () => {
+    const files = await importsOf("websockets/mod.ts");
+    const loadedBy = (name: string, loaded = new Set<string>()): Set<string> => {
+      loaded.add(name);
+      for (const { code, isDynamic } of files.get(name) ?? []) {
+        const imported = code?.specifier.replace(ROOT, "") ?? "";
+        if (files.has(imported) && !isDynamic && !loaded.has(imported)) loadedBy(imported, loaded);
+      }
+      return loaded;
+    };
+    assert(!loadedBy(inLibrary("run_server.ts")).has(inLibrary("connect.ts")));
+    assert(!loadedBy(inLibrary("mod.ts")).has(inLibrary("command.ts")));
+  },
+);
+
+for (const script of SCRIPTS) {
+  test(
+    { needs: "run" },
+    `${script} imports the library by its name, the standard library and the page alone`,
+    async () => {
+      const dependencies = (await importsOf(script)).get(script) ?? [];
+      assert(dependencies.some(({ specifier }) => specifier === "websockets"));
+      const isKnown = (specifier: string) =>
+        ["websockets", "./client.html"].includes(specifier) || /^(@std\/|node:)/.test(specifier);
+      const others = dependencies.filter(({ specifier }) => !isKnown(specifier));
+      assertEquals(others.map(({ specifier }) => specifier), []);
+    },
+  );
+}
 
 Deno.test("the standard library's functions have their types", () => {
   // @ts-expect-error `deadline` takes three arguments; where it is `any`, this comment is an error.

@@ -3,6 +3,7 @@
 
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { Program, PYTHON, Script, startPythonServer, startServer, test } from "./helpers.ts";
+import { echo } from "./peers.ts";
 
 /** A client that sends a text and bytes to the URL it is given, and prints what comes back. */
 const CLIENT = `
@@ -29,8 +30,8 @@ test({ needs: "python" }, "the loop runs its rounds against Python", async () =>
 
 test({ needs: "python" }, "a pipe gets its answers from Python, and the subprotocol", async () => {
   await using server = await startPythonServer();
-  const args = ["-i", server.url, "--subprotocol", "other", "--subprotocol", "chat"];
-  await using client = new Script("client.ts", args, undefined, "piped");
+  const args = [server.url, "--subprotocol", "other", "--subprotocol", "chat"];
+  await using client = new Script("websockets", args, undefined, "piped");
   const lines = ["a", "", "你好", "x".repeat(100_000)];
   const writer = client.stdin.getWriter();
   await writer.write(new TextEncoder().encode(`${lines.join("\n")}\n`));
@@ -45,7 +46,7 @@ test({ needs: "python" }, "a pipe gets its answers from Python, and the subproto
 // Python is the client.
 
 test({ needs: "python" }, "Python's test command, the article's, talks to `serve`", async () => {
-  await using server = startServer({ message: (socket, data) => socket.send(data) });
+  await using server = startServer(echo());
   const args = ["-m", "websockets", server.url];
   await using client = new Program(PYTHON ?? "", args, { stdin: "piped" });
   await client.lines.next((line) => line.includes(`Connected to ${server.url}.`));

@@ -4,6 +4,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { delay } from "@std/async";
 import { Buffer } from "node:buffer";
 import type { Browser, BrowserContext, Page } from "playwright-core";
+import type { Connection, Handler, ServeOptions } from "websockets";
 import html from "../client.html" with { type: "text" };
 import { CHROMIUM, CHROMIUM_FLAGS, Inbox, PYTHON, Script } from "./helpers.ts";
 import { startPythonServer, startServer, test } from "./helpers.ts";
@@ -101,9 +102,22 @@ function file(name: string, content: Uint8Array) {
 }
 
 /** Sends everything back as it came. */
-const verbatim = {
-  message: (socket: WebSocket, data: string | ArrayBuffer) => socket.send(data),
-};
+async function echo(websocket: Connection) {
+  for await (const message of websocket) await websocket.send(message);
+}
+
+/** Serves the page beside what a handler does. */
+function servePage(handler: Handler = echo, options: ServeOptions = {}) {
+  const server = startServer(handler, {
+    request: ({ headers }) => headers.get("upgrade") === null ? pageResponse() : undefined,
+    ...options,
+  });
+  return Object.assign(server, { http: `${server.url.replace("ws", "http")}/` });
+}
+
+function pageResponse(): Response {
+  return new Response(html, { headers: { "Content-Type": "text/html; charset=utf-8" } });
+}
 
 /**
  * Serves the page, and nothing but handshakes: it tells what each asks for, with the subprotocols
@@ -112,9 +126,7 @@ const verbatim = {
 function serveByHand(open: (socket: WebSocket) => void = () => {}, status = 101) {
   const handshakes = new Inbox<string>();
   const server = Deno.serve({ hostname: "localhost", port: 0, onListen() {} }, (request) => {
-    if (request.headers.get("upgrade") !== "websocket") {
-      return new Response(html, { headers: { "Content-Type": "text/html; charset=utf-8" } });
-    }
+    if (request.headers.get("upgrade") !== "websocket") return pageResponse();
     const { pathname, search } = new URL(request.url);
     const offer = request.headers.get("sec-websocket-protocol");
     handshakes.put(pathname + search + (offer === null ? "" : ` ${offer}`));
@@ -175,7 +187,7 @@ test(
 );
 
 test({ needs: "chromium" }, "ten rounds of it bring ten answers", async () => {
-  await using server = startServer(verbatim, { origins: ["null"] });
+  await using server = startServer(echo, { origins: ["null"] });
   await browse("English", async (open) => {
     const page = await open(FROM_DISK);
     await page.fill("#url", server.url);
@@ -200,9 +212,9 @@ test(
   { needs: "chromium" },
   "served, it knows its server, and speaks Chinese to a Chinese browser",
   async () => {
-    await using server = startServer(verbatim);
+    await using server = servePage();
     await browse("Chinese", async (open) => {
-      const page = await open(`http://localhost:${server.port}/`);
+      const page = await open(server.http);
       assertEquals(await page.getAttribute("html", "lang"), "zh-CN");
       assertEquals(await page.inputValue("#url"), `${server.url}/handler`);
       await connect(page);
@@ -218,9 +230,9 @@ test(
   { needs: "chromium" },
   "from the keyboard alone: Enter connects, sends, sends again, and keeps the focus",
   async () => {
-    await using server = startServer(verbatim);
+    await using server = servePage();
     await browse("English", async (open) => {
-      const page = await open(`http://localhost:${server.port}/`);
+      const page = await open(server.http);
       await page.keyboard.press("Tab");
       assertEquals(await page.evaluate("document.activeElement.id"), "url");
       await page.keyboard.press("Enter");
@@ -249,9 +261,9 @@ test(
   { needs: "chromium" },
   "what was sent can be sent again, all of it, while connected",
   async () => {
-    await using server = startServer(verbatim);
+    await using server = servePage();
     await browse("English", async (open) => {
-      const page = await open(`http://localhost:${server.port}/`);
+      const page = await open(server.http);
       await page.fill("#text", "x".repeat(5_000));
       await connect(page);
       const again = page.getByRole("button", { name: "Send again" });
@@ -271,9 +283,9 @@ test(
 );
 
 test({ needs: "chromium" }, "what arrives is text, whatever it looks like", async () => {
-  await using server = startServer(verbatim);
+  await using server = servePage();
   await browse("English", async (open) => {
-    const page = await open(`http://localhost:${server.port}/`);
+    const page = await open(server.http);
     const markup = "<img src=x onerror='document.title=1'><b>bold</b>";
     await page.fill("#text", markup);
     await connect(page);
@@ -373,15 +385,15 @@ test(
   "a file may be empty, and one that cannot be read is told",
   async () => {
     const sizes: number[] = [];
-    await using server = startServer({
-      message(socket, data) {
-        if (typeof data !== "string") sizes.push(data.byteLength);
-        socket.send(data);
-      },
+    await using server = servePage(async (websocket) => {
+      for await (const message of websocket) {
+        if (typeof message !== "string") sizes.push(message.byteLength);
+        await websocket.send(message);
+      }
     });
     const path = await Deno.makeTempFile();
     await browse("English", async (open) => {
-      const page = await open(`http://localhost:${server.port}/`);
+      const page = await open(server.http);
       await connect(page);
       await page.setInputFiles("#file", file("empty.bin", new Uint8Array()));
       await shows(page, ".checked", "It came back unchanged (0 bytes, SHA-256 e3b0c442");
@@ -781,24 +793,36 @@ test(
 
 test(
   { needs: "chromium" },
-  "tabs in a room hear each other, what is pushed, and no other room",
+  "tabs in a room hear each other, what is pushed, and no other room; a token lets them in",
   async () => {
-    await using server = await Script.server("broadcast_server.ts");
-    const url = `${server.url.replace("ws", "http")}/`;
+    // Each of these characters may be in a token, and a plus in a fragment stays a plus.
+    const token = "aZ09-._~+/==";
+    const file = await Deno.makeTempFile();
+    await Deno.writeTextFile(file, token);
+    const flags = ["--port", "0", "--token-file", file];
+    await using server = new Script("broadcast_server.ts", flags, ["--allow-net", "--allow-read"]);
+    const url = (await server.lines.next()).match(/http:\S+/)?.[0] ?? "";
+    await Deno.remove(file);
     await browse("English", async (open) => {
       const tabs: Page[] = [];
       for (const room of ["red", "red", "blue"]) {
-        const tab = await open(`${url}?room=${room}`);
+        const tab = await open(`${url}?room=${room}#token=${token}`);
         await tab.fill("#text", `${room} is here`);
         await press(tab);
         await shows(tab, ".received", `${room} is here`);
         tabs.push(tab);
       }
-      const pushed = await fetch(`${url}?room=red`, { method: "POST", body: "pushed" });
+      const headers = { Authorization: `Bearer ${token}` };
+      const pushed = await fetch(`${url}?room=red`, { method: "POST", body: "pushed", headers });
       assertEquals([pushed.status, await pushed.json()], [202, { clients: 2 }]);
       for (const tab of tabs.slice(0, 2)) await shows(tab, ".received", "pushed");
       assertEquals(await Promise.all(tabs.map((tab) => count(tab, "received"))), [3, 2, 1]);
       assertStringIncludes(await tabs[0].title(), "red");
+      for (const fragment of ["", `#token=${token.slice(1)}`]) {
+        const stranger = await open(`${url}?room=red${fragment}`);
+        await press(stranger);
+        await shows(stranger, "#connection", "Does this page need #token=");
+      }
     });
   },
 );
@@ -921,9 +945,9 @@ test(
   { needs: "chromium" },
   "with a keyboard open on a phone, the log has room, and what was typed last stays in view",
   async () => {
-    await using server = startServer(verbatim);
+    await using server = servePage();
     await browse("English", async (open) => {
-      const page = await open(`http://localhost:${server.port}/`);
+      const page = await open(server.http);
       await page.setViewportSize({ width: 390, height: 844 });
       await connect(page);
       for (let index = 1; index <= 30; index++) {
@@ -1203,12 +1227,12 @@ test(
   { needs: "chromium" },
   "a file dropped anywhere is sent, and never opened in place of the page",
   async () => {
-    await using server = startServer(verbatim);
+    await using server = servePage();
     const path = await Deno.makeTempFile({ suffix: ".bin" });
     try {
       await Deno.writeTextFile(path, "dropped");
       await browse("English", async (open) => {
-        const page = await open(`http://localhost:${server.port}/`);
+        const page = await open(server.http);
         const devtools = await page.context().newCDPSession(page);
         async function drop() {
           const data = { items: [], files: [path], dragOperationsMask: 1 };

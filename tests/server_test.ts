@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { delay } from "@std/async";
-import { echo } from "../server.ts";
+import { handler } from "../server.ts";
 import {
   ask,
   frame,
@@ -15,7 +15,6 @@ import {
 } from "./helpers.ts";
 
 const TEXT = 1;
-const silent = () => {};
 const REPLY = /^Data received as "hello"\. {2}time: (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6})$/;
 
 /** Whether this machine has an address: not every container has IPv6. */
@@ -32,7 +31,7 @@ test(
   { needs: "net" },
   "the article's handshake gets the accept key that the article shows",
   async () => {
-    await using server = startServer(echo(silent));
+    await using server = startServer(handler);
     const { status, head } = await ask(server.port, handshake());
     assertEquals(status, 101);
     assertStringIncludes(head, "sec-websocket-accept: 0ffp+2nmnif/h+4bp36k9uzrygk=");
@@ -43,7 +42,7 @@ test(
   { needs: "net" },
   "text comes back in the article's sentence, whose time goes on",
   async () => {
-    await using server = startServer(echo(silent));
+    await using server = startServer(handler);
     await using client = await TestClient.open(server.url);
     const times = [];
     for (let count = 0; count < 2; count++) {
@@ -57,8 +56,25 @@ test(
   },
 );
 
+test({ needs: "net" }, "the time is the local one, and never runs backwards", async () => {
+  await using server = startServer(handler);
+  await using client = await TestClient.open(server.url);
+  const before = Temporal.Now.plainDateTimeISO().subtract({ milliseconds: 1 });
+  for (let count = 0; count < 2_000; count++) client.send("hello");
+  const times: string[] = [];
+  for (let count = 0; count < 2_000; count++) {
+    times.push(String(await client.next()).match(REPLY)?.[1] ?? "");
+  }
+  assertEquals(times, times.toSorted());
+  const [first, last] = [times[0], times[1_999]].map((time) =>
+    Temporal.PlainDateTime.from(time.replace(" ", "T"))
+  );
+  assert(Temporal.PlainDateTime.compare(before, first) <= 0, `${first} is before ${before}`);
+  assert(Temporal.PlainDateTime.compare(last, Temporal.Now.plainDateTimeISO()) <= 0, `${last}`);
+});
+
 test({ needs: "net" }, "text of every script and of no length keeps each character", async () => {
-  await using server = startServer(echo(silent));
+  await using server = startServer(handler);
   await using client = await TestClient.open(server.url);
   for (const text of ["", "你好，世界", "👩‍👩‍👧 e\u0301", '"quoted" \\ \n', "\u0000"]) {
     client.send(text);
@@ -70,7 +86,7 @@ test(
   { needs: "net" },
   "binary comes back byte for byte, from nothing to the largest message",
   async () => {
-    await using server = startServer(echo(silent));
+    await using server = startServer(handler);
     await using client = await TestClient.open(server.url);
     for (const size of [0, 1, 125, 126, 65_535, 65_536, 1024 * 1024]) {
       const data = new Uint8Array(size).map((_, index) => index * 31 % 251);
@@ -81,7 +97,7 @@ test(
 );
 
 test({ needs: "net" }, "any path will do, with any query", async () => {
-  await using server = startServer(echo(silent));
+  await using server = startServer(handler);
   for (const path of ["/handler", "/a/b?c=d", "/%E4%BD%A0"]) {
     await using client = await TestClient.open(server.url + path);
     client.send("hello");
@@ -89,12 +105,13 @@ test({ needs: "net" }, "any path will do, with any query", async () => {
   }
 });
 
-test({ needs: "net" }, "GET / and HEAD / serve the page, all else is told to upgrade", async () => {
-  await using server = startServer(echo(silent));
+test({ needs: "run" }, "GET / and HEAD / serve the page, all else is told to upgrade", async () => {
+  await using server = await Script.server("server.ts");
   const page = await Deno.readTextFile(new URL("../client.html", import.meta.url)).catch(() => "");
-  const root = `http://localhost:${server.port}/`;
+  const root = server.url.replace("ws:", "http:") + "/";
   const got = await fetch(root);
   assertEquals(got.headers.get("content-type"), "text/html; charset=utf-8");
+  assertEquals(got.headers.get("content-security-policy"), "frame-ancestors 'none'");
   const html = await got.text();
   assertMatch(html, /^<!doctype html>/i);
   if (page) assertEquals(html, page);
@@ -180,7 +197,7 @@ test(
   { needs: "run" },
   "a mistake gets one clear line and exit code 1, a wrong flag 2 and the usage",
   async () => {
-    await using other = startServer(echo(silent));
+    await using other = startServer(handler);
     const taken = `${other.port}`;
     const empty = await Deno.makeTempFile({ suffix: "empty.pem" });
     const cases: [string[], number, RegExp, string[]?][] = [
@@ -253,7 +270,7 @@ test(
   { needs: "net" },
   "a client that leaves in the middle of a frame is no one's trouble",
   async () => {
-    await using server = startServer(echo(silent));
+    await using server = startServer(handler);
     using raw = await RawClient.upgraded(server.port);
     await raw.write(new Uint8Array([0x82, 0xfe, 0x10]));
     raw.connection.close();

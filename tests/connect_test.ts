@@ -1,0 +1,357 @@
+// What `connect` and `whileAway` promise a client, and how it is told why a connection failed.
+
+import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
+import { delay } from "@std/async";
+import { connect, ConnectionClosed, ConnectionFailed, type Message, whileAway } from "websockets";
+import { describeClose, isLost } from "../websockets/close_codes.ts";
+import { handshakeError, withoutSecrets } from "../websockets/failures.ts";
+import { Inbox, Program, Script, startServer, test, within } from "./helpers.ts";
+import { echo, listen, listenRaw, serveBare, switchProtocols } from "./peers.ts";
+
+/** Connects, and takes the first message. */
+async function firstMessage(url: string): Promise<Message> {
+  await using websocket = await connect(url);
+  return await websocket.receive();
+}
+
+// `connect`.
+
+test({ needs: "net" }, "`await using` closes with 1000 at the end of the block", async () => {
+  const events = new Inbox<string>();
+  await using server = startServer(listen(events));
+  {
+    await using websocket = await connect(server.url);
+    await websocket.send("hello");
+    assertEquals(await events.next(), "hello");
+  }
+  assertEquals(await events.next(), "closed with 1000");
+});
+
+test({ needs: "net" }, "its signal gives up the handshake, and closes the connection", async () => {
+  const events = new Inbox<string>();
+  const giveUp = new AbortController();
+  using silent = listenRaw();
+  const given = assertRejects(() => connect(silent.url, giveUp), Error, "enough");
+  using _connection = await silent.accept();
+  giveUp.abort(new Error("enough"));
+  await given;
+
+  await using server = startServer(listen(events));
+  await assertRejects(() => connect(server.url, giveUp), Error, "enough");
+  const leave = new AbortController();
+  const websocket = await connect(server.url, leave);
+  leave.abort();
+  assertEquals(await within(websocket.closed, "the end"), { code: 1000, reason: "" });
+  assertEquals(await events.next(), "closed with 1000");
+});
+
+test({ needs: "net" }, "a server that does not answer the handshake is given up", async () => {
+  using server = listenRaw();
+  const failed = assertRejects(
+    () => connect(server.url, { timeout: 50 }),
+    ConnectionFailed,
+    "--timeout",
+  );
+  using _connection = await server.accept();
+  assert((await failed).isPassing);
+});
+
+test({ needs: "net" }, "a subprotocol that was not offered fails the connection", async () => {
+  const events = new Inbox<string>();
+  await using server = serveBare((request) => {
+    const { socket, response } = Deno.upgradeWebSocket(request);
+    socket.onclose = ({ code, reason }) => events.put(`${code} ${reason}`);
+    response.headers.set("sec-websocket-protocol", "evil");
+    return response;
+  });
+  for (const subprotocols of [undefined, ["chat"]]) {
+    const { isPassing, message } = await assertRejects(
+      () => connect(server.url, { subprotocols }),
+      ConnectionFailed,
+    );
+    assertMatch(message, /\(the server selected the subprotocol evil, .*--subprotocol/);
+    assert(!isPassing);
+    assertEquals(await events.next(), "1000 This subprotocol was not offered.");
+  }
+  await using websocket = await connect(server.url, { subprotocols: ["chat", "evil"] });
+  assertEquals(websocket.subprotocol, "evil");
+});
+
+test({ needs: "net" }, "a server that takes nothing for `timeout` is lost", async () => {
+  using server = listenRaw();
+  const opened = connect(server.url, { timeout: 700 });
+  using connection = await server.accept();
+  await connection.write(await switchProtocols(connection));
+  const websocket = await opened;
+  const idle = await Promise.race([websocket.closed, delay(1_500)]);
+  assertEquals(idle, undefined, "a server that has nothing to take was lost");
+  for (let count = 0; count < 20; count++) websocket.send(new Uint8Array(2 ** 20));
+  const close = await within(websocket.closed, "the end");
+  assertEquals(close, { code: 1006, reason: "The server took nothing for too long." });
+  assert(isLost(close));
+});
+
+test({ needs: "net" }, "a server that does not answer the Close frame is given up", async () => {
+  using server = listenRaw();
+  const opened = connect(server.url, { timeout: 1e9 });
+  using connection = await server.accept();
+  await connection.write(await switchProtocols(connection));
+  const closed = (await opened).close();
+  assertEquals(await within(closed, "the end"), { code: 1006, reason: "" });
+});
+
+test({ needs: "net" }, "a client may not send a code that the runtime refuses", async () => {
+  await using server = startServer(echo());
+  await using websocket = await connect(server.url);
+  for (const code of [1001, 1011, 2999, 5000]) {
+    assertThrows(() => websocket.close(code), RangeError, "use 1000, or 3000 to 4999");
+  }
+  assertEquals((await websocket.close(3000, "bye")).code, 3000);
+});
+
+// `whileAway`.
+
+test({ needs: "net" }, "a server that stays away is asked for as long as it is told", async () => {
+  let tries = 0;
+  const run = () => {
+    tries++;
+    return connect("ws://localhost:1/x");
+  };
+  const failed = () => whileAway(run, { patience: 50, pause: 5 });
+  const { message } = await assertRejects(failed, ConnectionFailed);
+  assertMatch(message, /^No connection to ws:\/\/localhost:1\/x .*run .*server\.ts$/);
+  assert(tries > 1);
+});
+
+test(
+  { needs: "net" },
+  "a server that refuses, or closes for good, is not asked again, nor one whose TLS fails",
+  async () => {
+    let requests = 0;
+    await using server = serveBare(() => {
+      requests++;
+      return new Response("", { status: 401 });
+    });
+    const patient = { patience: 1e9 };
+    const refused = () => whileAway(() => firstMessage(server.url), patient);
+    await assertRejects(refused, ConnectionFailed, "401");
+    assertEquals(requests, 1);
+
+    let rounds = 0;
+    await using closing = startServer((websocket) => websocket.close(1009, `${++rounds}`));
+    const closed = () => whileAway(() => firstMessage(closing.url), patient);
+    await assertRejects(closed, ConnectionClosed, "1009 (message too big) 1");
+
+    const url = server.url.replace("ws:", "wss:");
+    const failed = () => whileAway(() => firstMessage(url), patient);
+    await assertRejects(failed, ConnectionFailed, "use ws://");
+  },
+);
+
+test({ needs: "net" }, "chance decides how long each pause is", async () => {
+  let requests = 0;
+  await using server = serveBare((request) => {
+    if (++requests % 3) return new Response("", { status: 503 });
+    const { socket, response } = Deno.upgradeWebSocket(request);
+    socket.onopen = () => socket.send("");
+    return response;
+  });
+  const { random } = Math;
+  // Without chance the pauses would take hours.
+  Math.random = () => 0;
+  try {
+    await whileAway(() => firstMessage(server.url), { pause: 1e8, patience: 1e10 });
+    assertEquals(requests, 3);
+  } finally {
+    Math.random = random;
+  }
+});
+
+// Why a handshake failed.
+
+test({ needs: "net" }, "it says why a handshake failed, and what to do", async () => {
+  await using server = serveBare((request) =>
+    new Response("", { status: Number(new URL(request.url).pathname.slice(1)) })
+  );
+  for (
+    const [url, isPassing, reason] of [
+      [`${server.url}/401`, false, /\(.*401\): .*--header/],
+      [`${server.url}/403`, false, /\(.*403\): .*--origin/],
+      [`${server.url}/404`, false, /\(.*404\): .*path/],
+      [`${server.url}/200`, false, /\(.*200\): .*path/],
+      [`${server.url}/429`, true, /\(.*429\): .*later/],
+      [`${server.url}/503`, true, /\(.*503\): .*later/],
+      [`${server.url}/500`, true, /\(.*500\)$/],
+      [`wss://127.0.0.1:${server.port}`, false, /: .* use ws:\/\//],
+      ["ws://127.0.0.1:1", true, /: start the server/],
+    ] as const
+  ) {
+    const withPassword = url.replace("//", "//user:secret@");
+    const error = await assertRejects(() => connect(withPassword), ConnectionFailed);
+    assert(error.message.startsWith(`No connection to ${url} (`), error.message);
+    assertMatch(error.message, reason);
+    assertEquals(error.isPassing, isPassing, url);
+  }
+});
+
+/** A certificate for `localhost` as `openssl req -x509` makes it with these options, and its key. */
+async function makeCertificate(...options: string[]): Promise<{ cert: string; key: string }> {
+  const directory = await Deno.makeTempDir();
+  try {
+    const [keyFile, certFile] = [`${directory}/key.pem`, `${directory}/cert.pem`];
+    const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1";
+    const args = [...request.split(" "), "-keyout", keyFile, "-out", certFile];
+    args.push("-subj", "/CN=localhost", ...options);
+    const openssl = new Deno.Command("openssl", { args, stderr: "piped" });
+    assert((await openssl.output()).success);
+    return { key: Deno.readTextFileSync(keyFile), cert: Deno.readTextFileSync(certFile) };
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+test({ needs: "run" }, "a certificate that is not taken is told with what to do", async () => {
+  const isNoCa = ["-addext", "basicConstraints=critical,CA:FALSE"];
+  const unknown = await makeCertificate(...isNoCa, "-addext", "subjectAltName=DNS:localhost");
+  const ofCa = await makeCertificate();
+  for (const [certificate, advice] of [[unknown, "--cert=FILE"], [ofCa, "CA:FALSE"]] as const) {
+    await using server = startServer(echo(), certificate);
+    const url = `wss://localhost:${server.port}`;
+    const error = await assertRejects(() => connect(url), ConnectionFailed, advice);
+    assert(!error.isPassing);
+  }
+
+  // A name is looked at only where the certificate is trusted.
+  const other = await makeCertificate(...isNoCa, "-addext", "subjectAltName=DNS:other");
+  await using server = startServer(echo(), other);
+  const certFile = await Deno.makeTempFile();
+  try {
+    await Deno.writeTextFile(certFile, other.cert);
+    const url = `wss://localhost:${server.port}`;
+    await using command = new Script("websockets", [url], ["--allow-net", `--cert=${certFile}`]);
+    assertEquals(await command.end(), 1);
+    assertMatch(command.errors.all[0], /"localhost".*"other".*subjectAltName=DNS:NAME$/);
+  } finally {
+    await Deno.remove(certFile);
+  }
+});
+
+test({ needs: "net" }, "a redirection is told with its address", async () => {
+  let location: string | undefined = "/there?token=secret";
+  let status = 301;
+  await using server = serveBare(() => {
+    const headers = location === undefined ? undefined : { location };
+    return new Response(null, { status, headers });
+  });
+  const host = server.url.replace("ws://", "");
+  const told = async () => {
+    const error = await assertRejects(() => connect(`ws://a:secret@${host}`), ConnectionFailed);
+    assert(!error.isPassing && !error.message.includes("secret"), error.message);
+    return error.message.replace(/.*: /, "");
+  };
+  for (status of [301, 302, 303, 307, 308]) {
+    assertEquals(await told(), `connect to ${server.url}/there?token=…`);
+  }
+  location = "https://a:secret@b.c/\u00a0";
+  assertEquals(await told(), "connect to wss://b.c/%C2%A0");
+  location = undefined;
+  assertEquals(await told(), "connect to the address that it redirects to");
+});
+
+test({ needs: "run" }, "a proxy of the environment that does not answer is told", async () => {
+  await using server = startServer(echo());
+  using silent = listenRaw();
+  const silentProxy = silent.url.replace("ws:", "http:");
+  for (
+    const [proxy, advice] of [
+      ["http://127.0.0.1:1", "does not answer, go past it with NO_PROXY=localhost"],
+      [silentProxy, "--timeout gives the server longer, and NO_PROXY=localhost goes past a proxy"],
+    ]
+  ) {
+    const args = ["run", "--allow-net", "websockets", server.url, "--timeout", "0.2"];
+    await using command = new Program(Deno.execPath(), args, {
+      cwd: new URL("../", import.meta.url),
+      env: { NO_COLOR: "1", HTTP_PROXY: proxy },
+    });
+    using _connection = proxy === silentProxy ? await silent.accept() : undefined;
+    assertEquals(await command.end(), 1);
+    assert(command.errors.all[0].endsWith(advice), command.errors.all[0]);
+  }
+});
+
+test({ needs: "net" }, "a URL that can't be used is told without its password", async () => {
+  const encode = /; in a user name or password, write # .* as %23 /;
+  for (const character of ["#", "?", "/", "%", "%2", "\\"]) {
+    const url = `ws://mallory:secret${character}secret@localhost:1/?token=secret`;
+    const { name, message } = await assertRejects(() => connect(url), DOMException);
+    assertEquals(name, "SyntaxError");
+    assertMatch(message, encode);
+    assert(!/secret|mallory/.test(message), message);
+  }
+  // These are URLs, of another server than was meant.
+  for (const character of ["#", "?", "/", "\\"]) {
+    const url = `ws://127.0.0.1:1${character}secret@localhost:1`;
+    const { message } = await assertRejects(() => connect(url), Error);
+    assertMatch(message, encode);
+    assert(!/secret|127/.test(message), message);
+  }
+  for (const url of ["ws://localhost:99999", "ftp://localhost", "localhost", "ws://localhost/#"]) {
+    const { message } = await assertRejects(() => connect(url), DOMException);
+    assertMatch(message, / is no URL of a server, such as ws:\/\/localhost:9999$/);
+  }
+});
+
+// What needs no permission.
+
+Deno.test("a host that has no address is told as such, and not tried again", () => {
+  const error = handshakeError("ws://nowhere", new Error("dns error"));
+  assertEquals(
+    error.message,
+    "No connection to ws://nowhere (dns error): there is no such host, check the URL",
+  );
+  assert(!error.isPassing);
+});
+
+Deno.test("a reason that is not known is told, and may pass", () => {
+  const error = handshakeError("ws://a:b@somewhere", new Error("full moon"));
+  assertEquals(error.message, "No connection to ws://somewhere (full moon)");
+  assert(error.isPassing);
+});
+
+Deno.test("credentials of a URL are not shown, nor the values of its query", () => {
+  for (
+    const [url, shown] of [
+      ["ws://user:secret@host:1/a?b", "ws://host:1/a?…"],
+      ["WSS://secret@host", "WSS://host"],
+      ["ws:///user:sec@ret@host", "ws:///host"],
+      ["user:secret@host", "host"],
+      ["ws://us er:pa ss@host", "ws://host"],
+      ["ws://host/a?token=secret&secret&b==secret=", "ws://host/a?token=…&…&b=…"],
+      // A password may have these characters too, and then it does not end where it seems to.
+      ["ws://sec/ret@host", "ws://…"],
+      ["ws://sec?ret@host", "ws://…"],
+      ["ws://sec#ret@host", "ws://…"],
+      ["ws://sec\\ret@host", "ws://…"],
+      ["ws://host/a?b=secret@secret", "ws://…"],
+      ["ftp://user:secret@host", "…"],
+    ]
+  ) assertEquals(withoutSecrets(url), shown);
+});
+
+Deno.test("only a server that is away is worth another connection", () => {
+  const codes = [1000, 1001, 1005, 1006, 1008, 1009, 1011, 1012, 1013, 4000];
+  const lost = codes.filter((code) => isLost({ code, reason: "" }));
+  assertEquals(lost, [1001, 1006, 1012, 1013]);
+});
+
+Deno.test("a close code is told with its standard name", () => {
+  const told = (code: number, reason = "") => describeClose({ code, reason });
+  assertEquals(told(1000), "1000 (OK)");
+  assertEquals(told(1001, "bye"), "1001 (going away) bye");
+  assertEquals(told(1006), "1006 (connection closed abnormally)");
+  assertEquals([told(3000), told(4999), told(1004)], [
+    "3000 (registered)",
+    "4999 (private use)",
+    "1004 (unknown)",
+  ]);
+});

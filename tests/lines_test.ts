@@ -1,0 +1,160 @@
+/// <reference types="./std.d.ts" />
+// Lines for people: logs that no peer can misuse, errors, and the numbers of flags. It needs no
+// permission.
+
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { parseArgs } from "node:util";
+import { describeError, limited, milliseconds, printable, unfailing } from "../websockets/lines.ts";
+import { usageError, wholeNumber } from "../websockets/lines.ts";
+
+// Text that a peer has sent.
+
+Deno.test("printable text keeps what can be seen", () => {
+  assertEquals(printable("Grüße, 你好 👋 é"), "Grüße, 你好 👋 é");
+  const joined = "a\tb ❤\ufe0f 👩\u200d💻 می\u200cخواهم 葛\u{e0100}";
+  assertEquals(printable(joined), joined);
+});
+
+Deno.test("printable text shows control characters as escapes", () => {
+  assertEquals(printable("\x00\x1b\n\x7f\x9b"), String.raw`\u{0}\u{1b}\u{a}\u{7f}\u{9b}`);
+});
+
+Deno.test("printable text shows what turns or hides text as escapes", () => {
+  assertEquals(printable("a\u202eb\u2066c\ufeffd"), String.raw`a\u{202e}b\u{2066}c\u{feff}d`);
+  assertEquals(printable("\u2028\u00ad\u3164\ud800"), String.raw`\u{2028}\u{ad}\u{3164}\u{d800}`);
+});
+
+Deno.test("printable text is cut, and tells how much is missing", () => {
+  assertEquals(printable("abcdef", 3), "abc… (3 more characters)");
+  assertEquals(printable("👋👋", 1), String.raw`\u{d83d}… (3 more characters)`);
+  assertEquals(printable("x".repeat(200)), "x".repeat(200));
+  assertEquals(printable("x".repeat(201)), `${"x".repeat(200)}… (1 more characters)`);
+});
+
+// Logs.
+
+/** Runs `use` on a clock that stands still until `pass` is called, which lets a second go by. */
+function withStoppedTime(use: (pass: () => void) => void): void {
+  const { setTimeout } = globalThis;
+  let now = 0;
+  const timers: (() => void)[] = [];
+  const stopped = (callback: () => void, milliseconds: number) => {
+    assertEquals(milliseconds, 1000);
+    timers.push(callback);
+  };
+  globalThis.setTimeout = stopped as typeof setTimeout;
+  Object.defineProperty(performance, "now", { value: () => now, configurable: true });
+  try {
+    use(() => {
+      now += 1000;
+      timers.splice(0).forEach((callback) => callback());
+    });
+  } finally {
+    globalThis.setTimeout = setTimeout;
+    // What is left is the method that all objects of its class have.
+    Reflect.deleteProperty(performance, "now");
+  }
+}
+
+Deno.test("a limited log prints 40 lines in a second and counts the others", () => {
+  withStoppedTime((pass) => {
+    const lines: string[] = [];
+    const log = limited((line) => lines.push(line));
+    for (let count = 1; count <= 500; count++) log(`line ${count}`);
+    assertEquals([lines.length, lines[0], lines[39]], [40, "line 1", "line 40"]);
+    pass();
+    assertEquals(lines.slice(40), ["… and 460 more lines."]);
+  });
+});
+
+Deno.test("a limited log prints again in the next second, and counts nothing twice", () => {
+  withStoppedTime((pass) => {
+    const lines: string[] = [];
+    const log = limited((line) => lines.push(line));
+    for (const count of [41, 40, 1]) {
+      for (let line = 0; line < count; line++) log("line");
+      pass();
+      assertEquals(lines.filter((line) => line === "line").length, Math.min(count, 40));
+      assertEquals(lines.splice(0).length, count === 41 ? 41 : count);
+    }
+    pass();
+    assertEquals(lines, []);
+  });
+});
+
+Deno.test("a limited log that leaves out no line leaves no timer behind", () => {
+  // The real clock runs here, so that a timer would be one that this test has leaked.
+  const lines: string[] = [];
+  const log = limited((line) => lines.push(line));
+  for (let count = 0; count < 40; count++) log("line");
+  assertEquals(lines.length, 40);
+});
+
+Deno.test("a limited log prints nothing that acts on a terminal", () => {
+  const lines: string[] = [];
+  limited((line) => lines.push(line))("\x1b[31m" + "x".repeat(1_000));
+  assertEquals(lines, [String.raw`\u{1b}[31m` + "x".repeat(195) + "… (805 more characters)"]);
+});
+
+Deno.test("a log that can't be written fails alone", () => {
+  const lines: string[] = [];
+  const full = (line: string) => {
+    lines.push(line);
+    throw new Error("No space left on device");
+  };
+  unfailing(full)("one");
+  withStoppedTime((pass) => {
+    const log = limited(full);
+    for (let count = 0; count < 41; count++) log("two");
+    pass();
+  });
+  assertEquals([lines.length, lines[0], lines.at(-1)], [42, "one", "… and 1 more lines."]);
+});
+
+// Errors.
+
+Deno.test("an error is described with its stack, each line of it printable", () => {
+  const [first, second, ...stack] = describeError(new Error("\x1b[31mbroken\nin two")).split("\n");
+  assertEquals([first, second], [String.raw`Error: \u{1b}[31mbroken`, "in two"]);
+  assertMatch(stack[0], /^ {4}at .*lines_test\.ts:\d+:\d+/);
+});
+
+Deno.test("an error is described in 2,000 characters", () => {
+  assertEquals(describeError(new Error("x".repeat(5_000))).length, 2_000);
+});
+
+// Flags.
+
+Deno.test("a flag takes whole numbers within its bounds", () => {
+  const numbers = ["1", "007", "65535"].map((text) => wholeNumber("port", text, 1, 65535));
+  assertEquals(numbers, [1, 7, 65535]);
+});
+
+Deno.test("a flag takes nothing else for a whole number, and says what it takes", () => {
+  for (const text of ["", "0", "65536", "-1", "+1", "1.5", "1e3", "0x10", " 1", "１", "abc"]) {
+    const error = assertThrows(() => wholeNumber("port", text, 1, 65535), Error);
+    assertEquals(error.message, `--port takes a whole number from 1 to 65535, not "${text}".`);
+  }
+});
+
+Deno.test("a flag takes seconds, and a timer's limit of 24 days is for ever", () => {
+  const numbers = ["0", "1", "0.25", "2147483", "2147484"].map((text) => milliseconds("t", text));
+  assertEquals(numbers, [0, 1_000, 250, 2_147_483_000, Infinity]);
+});
+
+Deno.test("a flag takes nothing else for seconds, and says what it takes", () => {
+  for (const text of ["", "-1", "1.", ".5", "1e3", "0x10", "1 s", "NaN", "Infinity"]) {
+    const error = assertThrows(() => milliseconds("timeout", text), Error);
+    assertEquals(error.message, `--timeout takes a number of seconds, not "${text}".`);
+  }
+});
+
+Deno.test("a mistake in the command line is marked as those that the platform finds", () => {
+  const found = assertThrows(() => parseArgs({ args: ["--no-such-flag"] }), Error);
+  const own = [() => wholeNumber("port", "x", 0), () => milliseconds("timeout", "x")]
+    .map((mistake) => assertThrows(mistake, Error));
+  for (const error of [found, ...own, usageError("why")]) {
+    assert("code" in error && `${error.code}`.startsWith("ERR_PARSE_ARGS"), `${error}`);
+  }
+  assertEquals(usageError("why").message, "why");
+});

@@ -1,0 +1,44 @@
+/// <reference types="./std.d.ts" />
+// What `runServer` says of a mistake in its flags. It needs no permission, because it never gets as
+// far as to listen. What it does with the right ones is tested with server.ts.
+
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { parseArgs } from "node:util";
+import { runServer, SERVER_FLAGS } from "websockets";
+
+/** What a server says of its flags. */
+function complaint(...args: string[]): string {
+  const { values } = parseArgs({ args, options: SERVER_FLAGS });
+  return assertThrows(() => runServer("Server", () => {}, values, { port: 0 }), Error).message;
+}
+
+Deno.test("a certificate without its key is refused, and a key without its certificate", () => {
+  assertEquals(complaint("--cert", "a.pem"), "--cert and --key need each other.");
+  assertEquals(complaint("--key", "a.pem"), "--cert and --key need each other.");
+});
+
+Deno.test("an origin that no page can have is refused", () => {
+  const origins = ["example.com", "https://example.com/", "https://*.example.com", "wss://x"];
+  origins.push("https://EXAMPLE.com", "https://example.com:443", "", "**", "https://", "ws://x");
+  origins.push("file:///index.html", "tauri://localhost/", "tauri://*", "tauri:", "://x");
+  for (const origin of origins) {
+    const line = complaint("--origin", origin);
+    assert(line.startsWith("--origin takes ") && line.endsWith(`not "${origin}".`), line);
+  }
+});
+
+Deno.test("origins that pages and apps have are taken", () => {
+  const origins = ["*", "null", "https://example.com", "http://example.com:8080", "http://[::1]"];
+  origins.push("file://", "tauri://localhost", "capacitor://localhost", "chrome-extension://abc");
+  const flags = origins.flatMap((origin) => ["--origin", origin]);
+  // The next mistake is told, so there was none before it.
+  assertMatch(complaint(...flags, "--port", "x"), /^--port takes/);
+});
+
+Deno.test("every limit refuses what is no number in its bounds", () => {
+  const cases = [["port", "65536"], ["max-message", "0"], ["max-clients", "0"]];
+  for (const [flag, text] of [...cases, ["max-waiting", "1 GiB"]]) {
+    const start = `--${flag} takes a whole number from `;
+    assert(complaint(`--${flag}`, text).startsWith(start), flag);
+  }
+});

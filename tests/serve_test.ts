@@ -1,0 +1,748 @@
+// What `serve` promises whoever writes a handler: one call for each client, and that nothing that a
+// handler does can hurt more than the client for which it was called.
+
+import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
+import { delay, retry } from "@std/async";
+import { connect, type Connection, type Handler } from "websockets";
+import { serve, type ServeOptions, type Server } from "websockets";
+import { ask, frame, handshake, Inbox, RawClient } from "./helpers.ts";
+import { startServer, test, TestClient, within } from "./helpers.ts";
+
+const TEXT = 1;
+const CLOSE = 8;
+/** 1000, as a Close frame says it. */
+const NORMAL = new Uint8Array([3, 232]);
+
+/** Answers everything, so that a test can see whether the server still does. */
+const echo: Handler = async (websocket) => {
+  for await (const message of websocket) websocket.send(message);
+};
+
+/** Fails unless the server at `url` still answers a newcomer. */
+async function assertAnswers(url: string): Promise<void> {
+  await using client = await TestClient.open(url);
+  client.send("hello");
+  assertEquals(await client.next(), "hello");
+}
+
+/** A request without a handshake, as it is written to the connection. */
+function plain(start: string, ...headers: string[]): string {
+  return [`${start} HTTP/1.1`, "Host: localhost", ...headers, "", ""].join("\r\n");
+}
+
+/** Connects again until there is room, as the server may not have noticed yet that one left. */
+function retryAnswers(url: string): Promise<void> {
+  return retry(() => assertAnswers(url), { minTimeout: 5, maxAttempts: 10 });
+}
+
+function urlOf({ addr }: Server): string {
+  return `ws://localhost:${addr.port}`;
+}
+
+function pathOf({ url }: Request): string {
+  return new URL(url).pathname;
+}
+
+// One call for each client.
+
+test(
+  { needs: "net" },
+  "one message is handled after the other, however long one takes",
+  async () => {
+    await using server = startServer(async (websocket) => {
+      for await (const message of websocket) {
+        if (message === "1") await delay(60);
+        websocket.send(message);
+      }
+    });
+    await using client = await TestClient.open(server.url);
+    client.send("1");
+    client.send("2");
+    assertEquals([await client.next(), await client.next()], ["1", "2"]);
+  },
+);
+
+test({ needs: "net" }, "a handler that starts slowly loses no message", async () => {
+  const started = new Inbox<void>();
+  const gate = Promise.withResolvers<void>();
+  await using server = serve(async (websocket) => {
+    started.put();
+    await gate.promise;
+    for await (const message of websocket) websocket.send(message);
+  }, { port: 0 });
+  await using client = await TestClient.open(urlOf(server));
+  await started.next();
+  const sent = Array.from({ length: 1_500 }, (_, number) => `${number}`.padEnd(1_000));
+  for (const message of sent) client.send(message);
+  // All of them wait for the handler.
+  await retry(() => assert(server.waiting >= 1_500_000), { minTimeout: 5, maxAttempts: 12 });
+  gate.resolve();
+  for (const message of sent) assertEquals(await client.next(), message);
+});
+
+test({ needs: "net" }, "a slow handler still gets what a client sent before it left", async () => {
+  const got = new Inbox<string>();
+  await using server = serve(async (websocket) => {
+    await websocket.closed;
+    for await (const message of websocket) got.put(`${message}`);
+    got.put("the end");
+  }, { port: 0 });
+  using client = await RawClient.upgraded(server.addr.port);
+  const frames = [frame(TEXT, "1"), frame(TEXT, "2"), frame(CLOSE, NORMAL)];
+  await client.write(new Uint8Array(frames.flatMap((each) => [...each])));
+  assertEquals((await client.readClose()).code, 1000);
+  assertEquals([await got.next(), await got.next(), await got.next()], ["1", "2", "the end"]);
+  assertEquals(server.waiting, 0);
+});
+
+test(
+  { needs: "net" },
+  "20 clients that come and go during an `await` are all forgotten",
+  async () => {
+    const online = new Set<Connection>();
+    const left = new Inbox<Connection>();
+    const [started, gate] = [new Inbox<void>(), Promise.withResolvers<void>()];
+    await using server = startServer(async (websocket) => {
+      started.put();
+      await gate.promise;
+      online.add(websocket);
+      try {
+        for await (const message of websocket) websocket.send(message);
+      } finally {
+        online.delete(websocket);
+        left.put(websocket);
+      }
+    });
+    const clients = await Promise.all(
+      Array.from({ length: 20 }, () => TestClient.open(server.url)),
+    );
+    for (const _ of clients) await started.next();
+    await Promise.all(clients.map((client) => client.close()));
+    assertEquals(online.size, 0);
+    gate.resolve();
+    for (const _ of clients) await left.next();
+    await assertAnswers(server.url);
+    await left.next();
+    assertEquals([online.size, left.all.length, new Set(left.all).size], [0, 21, 21]);
+  },
+);
+
+test({ needs: "net" }, "a local variable of a handler belongs to one client", async () => {
+  await using server = startServer(async (websocket) => {
+    let name = "nobody";
+    for await (const message of websocket) {
+      websocket.send(name);
+      name = `${message}`;
+    }
+  });
+  await using first = await TestClient.open(server.url);
+  await using second = await TestClient.open(server.url);
+  const heard = [];
+  for (
+    const [client, name] of [[first, "a"], [second, "b"], [first, "c"], [second, "d"]] as const
+  ) {
+    client.send(name);
+    heard.push(await client.next());
+  }
+  assertEquals(heard, ["nobody", "nobody", "a", "b"]);
+});
+
+test({ needs: "net" }, "a handler gets the URL and the headers of the handshake", async () => {
+  const requests = new Inbox<Request>();
+  await using server = startServer(async (websocket, request) => {
+    await delay(0);
+    requests.put(request);
+    await echo(websocket, request);
+  });
+  await using _client = await TestClient.open(`${server.url}/a/b?x=y`, { "X-Name": "value" });
+  const { url, headers } = await requests.next();
+  assertEquals([new URL(url).pathname, new URL(url).search], ["/a/b", "?x=y"]);
+  assertEquals(headers.get("x-name"), "value");
+});
+
+test(
+  { needs: "net" },
+  "a handler that returns closes with 1000, after what it has sent",
+  async () => {
+    const [count, size] = [10, 1_000_000];
+    await using server = startServer((websocket) => {
+      for (let sent = 0; sent < count; sent++) websocket.send(new Uint8Array(size));
+    });
+    using client = await RawClient.upgraded(server.port);
+    let bytes = 0;
+    while (bytes < (count - 2) * size) {
+      bytes += (await client.read()).length;
+      // A slow reader: the server looks in vain whether all is taken.
+      await delay(1);
+    }
+    const { code, before } = await client.readClose();
+    assertEquals([code, bytes + before], [1000, count * (size + 10)]);
+    await client.write(frame(CLOSE, NORMAL));
+    assertEquals(server.log.all, []);
+  },
+);
+
+// Handlers that fail.
+
+/** All the ways to fail. Some errors can't be printed, and some promises are none. */
+function failures(): Record<string, () => unknown> {
+  const fail = (error: unknown) => () => {
+    throw error;
+  };
+  const { proxy, revoke } = Proxy.revocable({}, {});
+  revoke();
+  const unprintable = { [Symbol.for("Deno.customInspect")]: fail(new Error("inspect")) };
+  const error = Object.defineProperty(new Error("text"), "stack", { get: fail(new Error("get")) });
+  return {
+    "an error": fail(new Error("\x1b[31mbroken")),
+    "a text": fail("text"),
+    "nothing": fail(undefined),
+    "an object without a prototype": fail(Object.create(null)),
+    "a symbol": fail(Symbol("s")),
+    "a revoked proxy": fail(proxy),
+    "what throws when it is printed": fail(unprintable),
+    "an error that throws when it is read": fail(error),
+    "a promise that rejects": () => Promise.reject(new Error("broken")),
+    "a promise of what can't be printed": () => Promise.reject(proxy),
+    "a thenable that rejects": () => ({
+      then: (_: unknown, reject: (error: unknown) => void) => reject(new Error("broken")),
+    }),
+    "a thenable that throws": () => ({ then: fail(new Error("then")) }),
+    "a `then` that throws when it is read": () =>
+      Object.defineProperty({}, "then", { get: fail(new Error("get")) }),
+    "a promise that can't be waited for": () =>
+      Object.assign(Promise.reject(new Error("broken")), { then: fail(new Error("then")) }),
+    "a promise whose errors can't be caught": () =>
+      Object.assign(Promise.reject(new Error("broken")), { catch: fail(new Error("catch")) }),
+  };
+}
+
+const failing: Record<string, (fail: () => unknown) => Handler> = {
+  "before it reads": (fail) => () => fail(),
+  "while it reads": (fail) => async (websocket) => {
+    for await (const _ of websocket) await fail();
+  },
+  "after it has read": (fail) => async (websocket) => {
+    for await (const _ of websocket);
+    await fail();
+  },
+};
+
+for (const [moment, failingWith] of Object.entries(failing)) {
+  test(
+    { needs: "net" },
+    `a handler that fails ${moment} costs that client only, and a line in the log`,
+    async () => {
+      for (const [name, fail] of Object.entries(failures())) {
+        const broken = failingWith(fail);
+        await using server = startServer((websocket, request) =>
+          (pathOf(request) === "/broken" ? broken : echo)(websocket, request)
+        );
+        await using whole = await TestClient.open(server.url);
+        const client = await TestClient.open(`${server.url}/broken`);
+        if (moment === "while it reads") client.send("hello");
+        if (moment === "after it has read") {
+          await client.close();
+        } else {
+          const { code, reason } = await within(client.closed, `1011 for ${name}`);
+          assertEquals([code, reason], [1011, "The server failed to handle this."], name);
+        }
+        assertMatch(await server.log.next(), /^The handler failed: ./);
+        whole.send("hello");
+        assertEquals(await whole.next(), "hello");
+        assertEquals(server.log.all.length, 1, name);
+      }
+    },
+  );
+}
+
+/** Keeps what is printed on standard error. */
+function watchErrors(): { lines: Inbox<string> } & Disposable {
+  const lines = new Inbox<string>();
+  const { error } = console;
+  console.error = (line: string) => lines.put(line);
+  return { lines, [Symbol.dispose]: () => console.error = error };
+}
+
+function failDeeply(depth: number, message: string): never {
+  if (depth === 0) throw new Error(message);
+  return failDeeply(depth - 1, message);
+}
+
+test(
+  { needs: "net" },
+  "the log tells the whole stack of an error, up to 2,000 characters",
+  async () => {
+    using errors = watchErrors();
+    const messages = ["broken \x1b[31m", "x".repeat(3_000)];
+    await using server = serve(() => failDeeply(5, messages.shift() ?? ""), { port: 0 });
+    await using _first = await TestClient.open(urlOf(server));
+    const [first, ...stack] = (await errors.lines.next()).split("\n");
+    assertEquals(first, String.raw`The handler failed: Error: broken \u{1b}[31m`);
+    assert(stack.length >= 6 && stack.every((line) => line.startsWith("    at ")), `${stack}`);
+    await using _second = await TestClient.open(urlOf(server));
+    const { length } = await errors.lines.next();
+    assert(1_990 < length && length <= 2_000, `${length} characters`);
+    assertEquals(errors.lines.all.length, 2);
+  },
+);
+
+test({ needs: "net" }, "a test of a handler that fails leaves nothing behind", async () => {
+  // This is the test that a user writes. The sanitizers of Deno see what it leaves.
+  using errors = watchErrors();
+  const handler: Handler = async (websocket) => {
+    throw new Error(`broken by ${await websocket.receive()}`);
+  };
+  await using server = serve(handler, { port: 0 });
+  await using websocket = await connect(urlOf(server));
+  websocket.send("hello");
+  assertEquals((await websocket.closed).code, 1011);
+  assertMatch(await errors.lines.next(), /^The handler failed: Error: broken by hello\n/);
+});
+
+test({ needs: "net" }, "a log that throws costs nothing", async () => {
+  const full = () => {
+    throw new Error("No space left on device");
+  };
+  const handler: Handler = async (websocket) => {
+    for await (const message of websocket) {
+      if (message === "fail") throw new Error("broken");
+      websocket.send(message);
+    }
+  };
+  const request: ServeOptions["request"] = ({ url }) => {
+    if (url.endsWith("/broken")) throw new Error("broken");
+  };
+  await using server = startServer(handler, { request, log: full, maxClients: 2 });
+  await using whole = await TestClient.open(server.url);
+  assertEquals((await ask(server.port, handshake({ Origin: "null" }))).status, 403);
+  assertEquals((await ask(server.port, plain("GET /broken"))).status, 500);
+  await using client = await TestClient.open(server.url);
+  assertEquals((await ask(server.port, handshake())).status, 503);
+  client.send("fail");
+  assertEquals((await within(client.closed, "1011")).code, 1011);
+  whole.send("hello");
+  assertEquals(await whole.next(), "hello");
+});
+
+// `request`.
+
+test(
+  { needs: "net" },
+  "`request` sees every request that keeps the rules, and no other",
+  async () => {
+    const seen: string[] = [];
+    const handler: Handler = (websocket, request) => {
+      seen.push(`handler ${pathOf(request)}`);
+      return echo(websocket, request);
+    };
+    const request: ServeOptions["request"] = (request) => {
+      seen.push(`${request.method} ${pathOf(request)}`);
+    };
+    await using server = startServer(handler, { request, maxClients: 1, maxMessage: 10 });
+    const Origin = "https://example.com";
+    const cases: [string, number, string[]][] = [
+      [handshake({ "Sec-WebSocket-Key": "abc" }), 400, []],
+      [handshake({ "Sec-WebSocket-Version": "8" }), 426, []],
+      [handshake({}, "POST / HTTP/1.1"), 405, []],
+      [handshake({ "Sec-WebSocket-Key": "abc", Origin }), 400, []],
+      [handshake({ Origin }), 403, []],
+      [plain("POST /", `Origin: ${Origin}`, "Content-Length: 0"), 403, []],
+      [plain("POST /", "Transfer-Encoding: chunked") + "0\r\n\r\n", 411, []],
+      [plain("PUT /", "Content-Length: 11"), 413, []],
+      [plain("POST /", "Content-Length: 10") + "1234567890", 426, ["POST /"]],
+      [plain("POST /"), 426, ["POST /"]],
+      [plain("GET /"), 426, ["GET /"]],
+      [plain("GET /", `Origin: ${Origin}`), 426, ["GET /"]],
+      [plain("HEAD /"), 426, ["HEAD /"]],
+      [plain("GET /elsewhere?x=y"), 426, ["GET /elsewhere"]],
+      [plain("OPTIONS /elsewhere"), 426, ["OPTIONS /elsewhere"]],
+    ];
+    for (const [request, expected, sees] of cases) {
+      const { status } = await ask(server.port, request);
+      assertEquals([status, seen.splice(0)], [expected, sees], request);
+    }
+
+    await using _client = await TestClient.open(`${server.url}/room?x=y`);
+    assertEquals(seen.splice(0), ["GET /room", "handler /room"]);
+    // The server is full now, but what is no client and has no body needs no room.
+    for (const request of [handshake(), plain("POST /", "Content-Length: 0")]) {
+      const { status, head } = await ask(server.port, request);
+      assertEquals([status, seen], [503, []]);
+      assertMatch(head, /\r\nretry-after: 1\r\n/);
+    }
+    assertEquals((await ask(server.port, plain("GET /"))).status, 426);
+    assertEquals(seen, ["GET /"]);
+  },
+);
+
+test(
+  { needs: "net" },
+  "`request` may take its time, and the handler is called after it",
+  async () => {
+    const asked = new Inbox<[Request, Deno.NetAddr]>();
+    const gate = Promise.withResolvers<void>();
+    let calls = 0;
+    const handler: Handler = (websocket, request) => {
+      calls++;
+      return echo(websocket, request);
+    };
+    await using server = startServer(handler, {
+      maxClients: 1,
+      async request(request, { remoteAddr }) {
+        asked.put([request, remoteAddr]);
+        await gate.promise;
+      },
+    });
+    const opening = TestClient.open(`${server.url}/path?token=x`, { "X-Name": "value" });
+    const [request, { hostname, port }] = await asked.next();
+    assert(["127.0.0.1", "::1"].includes(hostname) && port > 0, `${hostname}:${port}`);
+    assertEquals([new URL(request.url).search, request.headers.get("x-name")], [
+      "?token=x",
+      "value",
+    ]);
+    // It counts as a client while it waits.
+    assertEquals((await ask(server.port, handshake())).status, 503);
+    assertEquals(calls, 0);
+    gate.resolve();
+    await using client = await opening;
+    client.send("hello");
+    assertEquals(await client.next(), "hello");
+    assertEquals([calls, asked.all.length], [1, 1]);
+  },
+);
+
+test({ needs: "net" }, "a `Response` of `request` refuses a handshake, or answers", async () => {
+  let calls = 0;
+  const handler: Handler = (websocket, request) => {
+    calls++;
+    return echo(websocket, request);
+  };
+  const refusal = () =>
+    new Response("Who are you?", { status: 401, headers: { "WWW-Authenticate": "Bearer" } });
+  await using server = startServer(handler, {
+    async request(request) {
+      const { method, headers } = request;
+      await delay(0);
+      if (pathOf(request) === "/health") return new Response(`${method} is fine`);
+      if (headers.has("upgrade") && !headers.has("authorization")) return refusal();
+    },
+  });
+  for (let count = 0; count < 3; count++) {
+    const { status, head } = await ask(server.port, handshake());
+    assertEquals(status, 401);
+    assertMatch(head, /\r\nwww-authenticate: bearer\r\n/);
+  }
+  assertEquals(calls, 0);
+  for (const method of ["GET", "PUT"]) {
+    const response = await fetch(`http://localhost:${server.port}/health`, {
+      method,
+      body: method === "PUT" ? "x" : null,
+    });
+    assertEquals([response.status, await response.text()], [200, `${method} is fine`]);
+  }
+  assertEquals((await ask(server.port, plain("GET /"))).status, 426);
+  await using client = await TestClient.open(server.url, { Authorization: "Bearer x" });
+  client.send("hello");
+  assertEquals(await client.next(), "hello");
+  assertEquals(calls, 1);
+});
+
+test({ needs: "net" }, "a `request` that takes too long gets 503, and holds no place", async () => {
+  const gate = Promise.withResolvers<Response>();
+  const handled: string[] = [];
+  const handler: Handler = (websocket, request) => {
+    handled.push(pathOf(request));
+    return echo(websocket, request);
+  };
+  await using server = startServer(handler, {
+    maxClients: 1,
+    idleTimeout: 0.2,
+    request: (request) => pathOf(request) === "/late" ? gate.promise : undefined,
+  });
+  const answers = await Promise.all([
+    ask(server.port, handshake({}, "GET /late HTTP/1.1")),
+    ask(server.port, plain("GET /late")),
+  ]);
+  assertEquals(answers.map(({ status }) => status), [503, 503]);
+  assertMatch(await server.log.next(), /^The handler took too long /);
+  await assertAnswers(server.url);
+  // What it answers in the end is for nobody.
+  gate.resolve(new Response("late"));
+  await retryAnswers(server.url);
+  assert(!handled.includes("/late"));
+});
+
+test(
+  { needs: "net" },
+  "without an `idleTimeout`, `request` may take as long as it likes",
+  async () => {
+    const gate = Promise.withResolvers<void>();
+    const asked = new Inbox<void>();
+    await using server = startServer(echo, {
+      idleTimeout: 0,
+      request() {
+        asked.put();
+        return gate.promise;
+      },
+    });
+    const opening = TestClient.open(server.url);
+    await asked.next();
+    // A time limit of 0 would be over by now.
+    await delay(20);
+    gate.resolve();
+    await using _client = await opening;
+  },
+);
+
+test({ needs: "net" }, "who leaves while `request` decides holds no place", async () => {
+  const asked = new Inbox<(refusal: Response) => void>();
+  await using server = startServer(echo, {
+    maxClients: 1,
+    request: (request) =>
+      pathOf(request) === "/late"
+        ? new Promise<Response>((decide) => asked.put(decide))
+        : undefined,
+  });
+  for (let count = 0; count < 10; count++) {
+    const client = await RawClient.open(server.port, handshake({}, "GET /late HTTP/1.1"));
+    const decide = await asked.next();
+    client.connection.close();
+    assertEquals((await ask(server.port, handshake())).status, 503);
+    decide(new Response("no", { status: 401 }));
+    await retryAnswers(server.url);
+  }
+});
+
+test({ needs: "net" }, "a body is in whole for `request`, or is told to be too long", async () => {
+  await using server = startServer(echo, {
+    maxMessage: 100_000,
+    request: async (request) => new Response(`${(await request.bytes()).length}`),
+  });
+  const url = `http://localhost:${server.port}/`;
+  const push = async (body: BodyInit | null, method = "POST") => {
+    const response = await fetch(url, { method, body });
+    return [response.status, await response.text()];
+  };
+  for (const size of [0, 1, 99_999, 100_000]) {
+    assertEquals(await push(new Uint8Array(size)), [200, `${size}`]);
+  }
+  assertEquals(await push(new Uint8Array(100_001)), [413, "Larger than 100000 bytes.\n"]);
+  const stream = ReadableStream.from([new Uint8Array(10)]);
+  assertEquals(await push(stream), [411, "The request needs a Content-Length.\n"]);
+  // A preflight of a page has no body, and tells no length. A POST may have none either.
+  assertEquals(await push(null, "OPTIONS"), [200, "0"]);
+  assertEquals((await ask(server.port, plain("POST /"))).status, 200);
+});
+
+test(
+  { needs: "net" },
+  "a body counts as waiting from the beginning, for so long as it lasts",
+  async () => {
+    const request = async (request: Request) => new Response(await request.text());
+    const limits = { maxMessage: 100_000, maxWaiting: 250_000 };
+    await using server = serve(echo, { port: 0, request, log: () => {}, ...limits });
+    const { port } = server.addr;
+    const stalled = await Promise.all(
+      Array.from(
+        { length: 3 },
+        () => RawClient.open(port, plain("POST /", "Content-Length: 99999") + "half"),
+      ),
+    );
+    await retry(() => assertEquals(server.waiting, 3 * 99_999), { minTimeout: 5 });
+    // The three are more than may wait.
+    assertEquals((await ask(port, plain("POST /", "Content-Length: 4") + "more")).status, 503);
+    for (const client of stalled) client.connection.close();
+    await retry(() => assertEquals(server.waiting, 0), { minTimeout: 5 });
+  },
+);
+
+test(
+  { needs: "net" },
+  "a body that goes on arriving is waited for, and one that stalls gets 408",
+  async () => {
+    const request = async (request: Request) => new Response(await request.text());
+    await using server = startServer(echo, { request, idleTimeout: 0.4 });
+    using slow = await RawClient.open(server.port, plain("POST /", "Content-Length: 10"));
+    for (const digit of "0123456789") {
+      await delay(80);
+      await slow.write(digit);
+    }
+    assertMatch(await slow.head(), /^HTTP\/1\.1 200 /);
+    using stalled = await RawClient.open(
+      server.port,
+      plain("POST /", "Content-Length: 10") + "half",
+    );
+    assertMatch(await stalled.head(), /^HTTP\/1\.1 408 /);
+  },
+);
+
+test({ needs: "net" }, "a body that breaks off fails for `request` alone", async () => {
+  await using server = startServer(echo, {
+    maxClients: 1,
+    async request(request) {
+      if (request.method === "POST") return new Response(await request.text());
+    },
+  });
+  using half = await RawClient.open(server.port, plain("POST /", "Content-Length: 10") + "half");
+  await retry(async () => assertEquals((await ask(server.port, handshake())).status, 503));
+  half.connection.close();
+  await server.log.next((line) => line.startsWith("The handler failed:"), "the broken body");
+  await retryAnswers(server.url);
+});
+
+test({ needs: "net" }, "a `request` that fails costs that request only", async () => {
+  const none = { "a number": () => 5, "null": () => null, "a status": () => ({ status: 200 }) };
+  const late = { "a promise of no response": () => Promise.resolve("text") };
+  for (const [name, fail] of Object.entries({ ...failures(), ...none, ...late })) {
+    await using server = startServer(echo, {
+      request: (request) => pathOf(request) === "/broken" ? fail() : undefined,
+    });
+    for (const request of [handshake({}, "GET /broken HTTP/1.1"), plain("GET /broken")]) {
+      assertEquals((await ask(server.port, request)).status, 500, name);
+      assertMatch(await server.log.next(), /^The handler failed: ./);
+    }
+    await assertAnswers(server.url);
+    assertEquals(server.log.all.length, 2, name);
+  }
+});
+
+// `subprotocols`.
+
+test(
+  { needs: "net" },
+  "the first subprotocol of the server that is offered is spoken",
+  async () => {
+    const handler: Handler = (websocket) => void websocket.send(websocket.subprotocol);
+    await using server = startServer(handler, { subprotocols: ["v2", "v1"] });
+    const header = "Sec-WebSocket-Protocol";
+    const offers: [offer: string, spoken: string][] = [
+      ["v1", "v1"],
+      ["v1, v2", "v2"],
+      ["v1,v2", "v2"],
+      ["v0 , v1", "v1"],
+      [`v1\r\n${header}: v2`, "v2"],
+      [`v0,v1\r\n${header}: x`, "v1"],
+      ["v0, V1", ""],
+    ];
+    for (const [offer, spoken] of offers) {
+      using client = await RawClient.open(server.port, handshake({ [header]: offer }));
+      const head = await client.head();
+      assertMatch(head, /^HTTP\/1\.1 101 /);
+      const answer = head.match(/^sec-websocket-protocol: (.*)\r$/im)?.[1] ?? "";
+      const [, length, ...text] = (await client.read()).subarray(0, 2 + spoken.length);
+      assertEquals([answer, length], [spoken, spoken.length], offer);
+      assertEquals(String.fromCharCode(...text), spoken, offer);
+    }
+
+    for (const [offer, spoken] of [[["v1", "v2"], "v2"], [["v0"], ""], [[], ""]] as const) {
+      await using websocket = await connect(server.url, { subprotocols: [...offer] });
+      assertEquals([websocket.subprotocol, await websocket.receive()], [spoken, spoken]);
+    }
+  },
+);
+
+// Stopping.
+
+test({ needs: "net" }, "`shutdown` waits until every handler has returned", async () => {
+  const events: string[] = [];
+  const started = new Inbox<void>();
+  const handler: Handler = async (websocket) => {
+    started.put();
+    try {
+      for await (const _ of websocket);
+    } finally {
+      await delay(50);
+      events.push(`finally ${(await websocket.closed).code}`);
+    }
+  };
+  const server = serve(handler, { port: 0 });
+  const opening = [TestClient.open(urlOf(server)), TestClient.open(urlOf(server))];
+  const clients = await Promise.all(opening);
+  for (const _ of clients) await started.next();
+  // It may be called twice, and neither call is done before the other.
+  const stops = [server.shutdown(), server.shutdown()].map((stop) =>
+    stop.then(() => events.push("stopped"))
+  );
+  await within(Promise.all([...stops, server.finished]), "the server to stop");
+  await server.shutdown();
+  assertEquals(events, ["finally 1001", "finally 1001", "stopped", "stopped"]);
+  for (const client of clients) {
+    const { code, reason } = await within(client.closed, "the close");
+    assertEquals([code, reason], [1001, "The server is shutting down."]);
+  }
+});
+
+test({ needs: "net" }, "`shutdown` waits 5 seconds for a handler that never returns", async () => {
+  const gate = Promise.withResolvers<void>();
+  const lines: string[] = [];
+  const server = serve(() => gate.promise, { port: 0, log: (line) => lines.push(line) });
+  const client = await TestClient.open(urlOf(server));
+  const { timeout } = AbortSignal;
+  const waits: number[] = [];
+  AbortSignal.timeout = (milliseconds) => {
+    waits.push(milliseconds);
+    return timeout.call(AbortSignal, milliseconds / 50);
+  };
+  const stops = [server.shutdown(), server.shutdown()];
+  AbortSignal.timeout = timeout;
+  await within(Promise.all(stops), "the server to stop");
+  assertEquals((await within(client.closed, "the close")).code, 1001);
+  // The second call has done nothing of its own.
+  assertEquals([waits, lines.length], [[5_000], 1]);
+  gate.resolve();
+});
+
+test({ needs: "net" }, "`await using` stops a server at the end of its block", async () => {
+  let port: number;
+  let isReturned = false;
+  let client: TestClient;
+  {
+    await using server = serve(async (websocket, request) => {
+      await echo(websocket, request);
+      await delay(20);
+      isReturned = true;
+    }, { port: 0 });
+    ({ port } = server.addr);
+    client = await TestClient.open(urlOf(server));
+    client.send("hello");
+    await client.next();
+  }
+  assert(isReturned);
+  assertEquals((await within(client.closed, "the close")).code, 1001);
+  // The port is free again.
+  await using _next = serve(echo, { port });
+});
+
+test({ needs: "net" }, "a `signal` that aborts stops the server as `shutdown` does", async () => {
+  const stop = new AbortController();
+  const server = serve(echo, { port: 0, signal: stop.signal });
+  const client = await TestClient.open(urlOf(server));
+  client.send("hello");
+  await client.next();
+  stop.abort();
+  assertEquals((await within(client.closed, "the close")).code, 1001);
+  await within(server.finished, "the server to stop");
+});
+
+test({ needs: "net" }, "two servers in one process know nothing of each other", async () => {
+  const naming = (name: string): Handler => async (websocket, request) => {
+    if (pathOf(request) === "/large") websocket.send(new Uint8Array(20_000_000));
+    for await (const message of websocket) websocket.send(`${name} ${message}`);
+  };
+  await using stays = serve(naming("stays"), { port: 0, maxClients: 1 });
+  await using client = await TestClient.open(urlOf(stays));
+  {
+    await using stops = serve(naming("stops"), { port: 0, maxClients: 2 });
+    await using other = await TestClient.open(urlOf(stops));
+    client.send("hello");
+    other.send("hello");
+    assertEquals([await client.next(), await other.next()], ["stays hello", "stops hello"]);
+    using unread = await RawClient.open(stops.addr.port, handshake({}, "GET /large HTTP/1.1"));
+    await unread.head();
+    await retry(() => assert(stops.waiting > 1_000_000), { minTimeout: 5 });
+    assertLessOrEqual(stays.waiting, 10_000);
+  }
+  client.send("hello again");
+  assertEquals(await client.next(), "stays hello again");
+});

@@ -1,0 +1,121 @@
+// The other end: `connect`, as `websockets.connect` in Python.
+
+import { deadline, delay } from "@std/async";
+import { isLost } from "./close_codes.ts";
+import { Connection, ConnectionClosed } from "./connection.ts";
+import { checkUrl, ConnectionFailed, explain, handshakeError } from "./failures.ts";
+import { type Close, Outbox } from "./outbox.ts";
+import { Waiting } from "./waiting.ts";
+
+/** Milliseconds that a server gets for the handshake, and to take what it is sent. */
+export const HANDSHAKE_TIMEOUT = 10_000;
+/** Milliseconds that a server gets to answer a Close frame: one that was lost never answers. */
+const CLOSE_TIMEOUT = 2_000;
+/** Milliseconds for which `whileAway` tries again: a restart takes less. */
+const PATIENCE = 10_000;
+/** Milliseconds of its first pause, at the most. Each next one may be twice as long. */
+const PAUSE = 100;
+
+/** How to connect. */
+export interface ConnectOptions {
+  /** Headers to send with the handshake. */
+  headers?: HeadersInit;
+  /** The subprotocols to offer. */
+  subprotocols?: string[];
+  /**
+   * Milliseconds that the server may take for the handshake, 10,000 unless given. A connection is
+   * lost (1006) when the server takes nothing of what it was sent for so long.
+   */
+  timeout?: number;
+  /** Closes the connection, or gives up the handshake, when it aborts. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Connects to a server. `await using websocket = await connect(url);` closes the connection with
+ * 1000 at the end of the block, as `async with` does in Python.
+ *
+ * @param url Where the server is. Credentials in it are sent as HTTP Basic authentication.
+ * @throws {ConnectionFailed} if the server is away, or refuses the handshake.
+ * @throws {DOMException} `SyntaxError` for a URL or a subprotocol that can't be.
+ */
+export async function connect(
+  url: string | URL,
+  { headers, subprotocols = [], timeout = HANDSHAKE_TIMEOUT, signal }: ConnectOptions = {},
+): Promise<Connection> {
+  signal?.throwIfAborted();
+  checkUrl(`${url}`);
+  const socket = new WebSocket(url, { headers, protocols: subprotocols });
+  // A server may send a message, or close, as soon as the handshake is done.
+  const outbox = new ServerOutbox(socket, new Waiting(Infinity, timeout));
+  const options = { maxMessage: Infinity, readsToTheEnd: true };
+  const websocket = new Connection(outbox, options, new URL(url).hostname);
+  const opened = new Promise<void>((resolve, reject) => {
+    socket.addEventListener("open", () => resolve());
+    socket.addEventListener("error", (event) => reject(new Error((event as ErrorEvent).message)));
+  });
+  const abort = () => void websocket.close();
+  try {
+    await deadline(opened, timeout, { signal });
+  } catch (error) {
+    socket.close();
+    signal?.throwIfAborted();
+    throw await explain(`${url}`, error as Error);
+  }
+  // RFC 6455 section 4.1 has the client do this. The runtime takes what was not offered.
+  if (socket.protocol && !subprotocols.includes(socket.protocol)) {
+    await websocket.close(1000, "This subprotocol was not offered.");
+    const reason = `the server selected the subprotocol ${socket.protocol}, which was not offered`;
+    throw handshakeError(`${url}`, new Error(reason));
+  }
+  signal?.addEventListener("abort", abort);
+  websocket.closed.then(() => signal?.removeEventListener("abort", abort));
+  return websocket;
+}
+
+/** What waits for a server. One that takes nothing of it for too long is lost. */
+class ServerOutbox extends Outbox {
+  override close(close: Close): void {
+    this.waiting.timeout = CLOSE_TIMEOUT;
+    super.close(close);
+  }
+
+  override giveUp(): void {
+    if (this.closing) return super.giveUp();
+    // The Close frame is sent if the server reads again.
+    this.close({ code: 1000, reason: "" });
+    this.onDrop?.({ code: 1006, reason: "The server took nothing for too long." });
+  }
+}
+
+/**
+ * Runs what needs a server, and runs it again while the server is away, for 10 seconds unless
+ * `patience` says otherwise. Chance decides how long each pause is, because otherwise all clients
+ * of a server that restarts would return at once.
+ *
+ * @throws what `run` throws last.
+ */
+export async function whileAway<Result>(
+  run: () => Promise<Result>,
+  { patience = PATIENCE, pause = PAUSE, signal }: {
+    patience?: number;
+    pause?: number;
+    signal?: AbortSignal;
+  } = {},
+): Promise<Result> {
+  const end = performance.now() + patience;
+  for (let longest = pause;; longest = Math.min(2 * longest, 16 * pause)) {
+    try {
+      return await run();
+    } catch (error) {
+      signal?.throwIfAborted();
+      if (!isPassing(error) || performance.now() >= end) throw error;
+    }
+    await delay(Math.random() * longest, { signal });
+  }
+}
+
+function isPassing(error: unknown): boolean {
+  if (error instanceof ConnectionClosed) return isLost(error);
+  return error instanceof ConnectionFailed && error.isPassing;
+}

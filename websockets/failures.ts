@@ -1,0 +1,168 @@
+// Why a connection failed, and what to do about it. No password is printed.
+
+import { printable } from "./lines.ts";
+
+/** Milliseconds of the second look at a server that could not be connected to. */
+const LOOK_TIMEOUT = 2_000;
+/** What to do about a URL whose password has a character that means something else in a URL. */
+const ENCODE = "in a user name or password, write # / ? % @ and blank as %23 %2F %3F %25 %40 %20";
+
+/** The connection failed. Its message says why, and what to do about it. */
+export class ConnectionFailed extends Error {
+  /** The name of this class. */
+  override readonly name = "ConnectionFailed";
+  /** Whether another try may succeed, because the server is only away. */
+  readonly isPassing: boolean;
+
+  /** Makes an error of why the connection failed. */
+  constructor(message: string, isPassing: boolean) {
+    super(message);
+    this.isPassing = isPassing;
+  }
+}
+
+/**
+ * Why a handshake failed, whether another try may succeed, and what to do. Deno tells the reason in
+ * words, which may change: each pattern looks for few of them, and the first that fits counts. A
+ * reason that is not here is told without advice, and may pass.
+ */
+const ADVICE: [pattern: RegExp, isPassing: boolean, advice: string][] = [
+  [/\b30[12378]$/, false, "connect to the address that it redirects to"],
+  [/\b401$/, false, "put user:password@ before the host, or use --header"],
+  [/\b403$/, false, "the server may expect credentials or another --origin"],
+  [/\b429$/, true, "the server has got too many requests, try later"],
+  [/\b503$/, true, "the server is full or not ready, try later"],
+  [/\b[1-4]\d\d$/, false, "no WebSocket is served at this path, check the URL"],
+  [/dns/, false, "there is no such host, check the URL"],
+  [
+    /CaUsedAsEndEntity/,
+    false,
+    "this is the certificate of a CA, which is no server's: make another with openssl req … -addext basicConstraints=critical,CA:FALSE",
+  ],
+  [
+    /not valid for/,
+    false,
+    "connect to a name of the certificate, or make another with openssl req … -addext subjectAltName=DNS:NAME",
+  ],
+  [/UnknownIssuer/, false, "trust it with: deno run --cert=FILE --allow-net …"],
+  [/certificate/, false, ""],
+  [/corrupt/, false, "the server does not speak TLS, use ws:// instead of wss://"],
+  [/HTTP version/, false, "the server may speak TLS, use wss:// instead of ws://"],
+  [/not offered/, false, "offer it with --subprotocol, if you speak it"],
+  [/tunnel/, true, "the proxy in the environment fails, go past it with NO_PROXY=HOST"],
+  [/tcp/, true, "start the server there, such as: deno run --allow-net server.ts"],
+  [/in time/, true, "--timeout gives the server longer, and NO_PROXY=HOST goes past a proxy"],
+];
+
+/** Says why a handshake failed, and what to do about it: `advice`, or what helps in most cases. */
+export function handshakeError(url: string, error: Error, advice?: string): ConnectionFailed {
+  const reason = reasonOf(error);
+  const [, isPassing, usual] = ADVICE.find(([pattern]) => pattern.test(reason)) ?? [, true, ""];
+  const all = [advice ?? usual.replace("HOST", hostOf(url)), isAmbiguous(url) && ENCODE];
+  const failure = `No connection to ${withoutSecrets(url)} (${reason})`;
+  const told = all.filter(Boolean).join("; ");
+  return new ConnectionFailed(
+    printable(told ? `${failure}: ${told}` : failure, Infinity),
+    isPassing,
+  );
+}
+
+function reasonOf({ name, message }: Error): string {
+  return name === "TimeoutError" ? "no answer in time" : message.replace(/.*WebSocket: /, "");
+}
+
+/** The same, after a second look at the server where that tells more. */
+export async function explain(url: string, error: Error): Promise<ConnectionFailed> {
+  const reason = reasonOf(error);
+  let advice: string | undefined;
+  if (/\b30[12378]$/.test(reason)) {
+    const target = await findRedirect(url);
+    if (target) advice = `connect to ${withoutSecrets(target)}`;
+  } else if (/tcp/.test(reason) && await isReachable(url)) {
+    advice = `the proxy in the environment does not answer, go past it with NO_PROXY=${
+      hostOf(url)
+    }`;
+  }
+  return handshakeError(url, error, advice);
+}
+
+/** Where the server redirects to. Deno's WebSocket does not tell it. */
+async function findRedirect(url: string): Promise<string | undefined> {
+  const asked = new URL(url.replace(/^ws/i, "http"));
+  asked.username = asked.password = "";
+  try {
+    const signal = AbortSignal.timeout(LOOK_TIMEOUT);
+    const response = await fetch(asked, { redirect: "manual", signal });
+    await response.body?.cancel();
+    const location = response.headers.get("location");
+    return location ? new URL(location, asked).href.replace(/^http/, "ws") : undefined;
+  } catch {
+    // What is known already is told.
+  }
+}
+
+/** Whether the server can be reached without a proxy, which the runtime takes from the environment. */
+async function isReachable(url: string): Promise<boolean> {
+  const { protocol, hostname, port } = new URL(url);
+  const address = {
+    hostname: hostname.replace(/^\[|\]$/g, ""),
+    port: Number(port) || (/^(wss|https):/.test(protocol) ? 443 : 80),
+    signal: AbortSignal.timeout(LOOK_TIMEOUT),
+  };
+  try {
+    (await Deno.connect(address)).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function hostOf(url: string): string {
+  return isAmbiguous(url) ? "HOST" : new URL(url).hostname;
+}
+
+/**
+ * Checks a URL, so that the runtime, whose errors quote it, finds nothing to complain of.
+ *
+ * @throws {DOMException} `SyntaxError` for a URL that can't be a server's.
+ */
+export function checkUrl(url: string): void {
+  const { protocol = "", username, password, href } = URL.parse(url) ?? {};
+  try {
+    decodeURIComponent(`${username}:${password}`);
+    if (/^(ws|http)s?:$/.test(protocol) && !href?.includes("#")) return;
+  } catch {
+    // A `%` is no escape.
+  }
+  const hint = url.includes("@") ? `; ${ENCODE}` : "";
+  const message = `${
+    withoutSecrets(url)
+  } is no URL of a server, such as ws://localhost:9999${hint}`;
+  throw new DOMException(message, "SyntaxError");
+}
+
+/** A URL in two parts: the scheme, and all that follows. */
+const SCHEME = /^((?:ws|http)s?:[/\\]*)?(.*)$/is;
+
+/** Whether it can't be seen where the credentials of a URL end. */
+function isAmbiguous(url: string): boolean {
+  const [, , rest = ""] = url.match(SCHEME) ?? [];
+  return /[/?#\\].*@/s.test(rest);
+}
+
+/**
+ * A URL that may be printed: without credentials, and without the values of its query. Where it
+ * can't be seen where the credentials end, only the scheme is left.
+ */
+export function withoutSecrets(url: string): string {
+  const [, scheme = "", rest = ""] = url.match(SCHEME) ?? [];
+  if (isAmbiguous(url)) return `${scheme}…`;
+  const shown = rest.slice(rest.lastIndexOf("@") + 1);
+  return scheme +
+    shown.replace(/\?.*$/s, (query) => query.replace(/([?&](?:[^=&]*=)?)[^&]*/g, "$1…"));
+}
+
+/** Such as `Connected to ws://localhost:9999, subprotocol chat.` */
+export function describeOpen(url: string, subprotocol: string): string {
+  return `Connected to ${withoutSecrets(url)}${subprotocol && `, subprotocol ${subprotocol}`}.`;
+}

@@ -1,0 +1,76 @@
+// The test command at a terminal: it sends what is typed, and shows what arrives.
+
+import { delay } from "@std/async";
+import { describeEnd, isLost } from "./close_codes.ts";
+import { connect, type ConnectOptions, whileAway } from "./connect.ts";
+import { ConnectionFailed, describeOpen } from "./failures.ts";
+import { show } from "./messages.ts";
+import type { Close } from "./outbox.ts";
+import { Terminal } from "./terminal.ts";
+
+/** Milliseconds of the first pause after a loss, at the most. */
+const PAUSE = 2_000;
+
+/** What `interact` is told. */
+export interface InteractOptions extends ConnectOptions {
+  url: string;
+  signal: AbortSignal;
+  /** Whether to connect again after a loss. */
+  reconnect: boolean;
+  pause?: number;
+}
+
+/**
+ * Sends each message that is typed, and shows what arrives above the line being typed. When the
+ * connection is lost, it connects again.
+ *
+ * @returns How the last connection was closed.
+ */
+export async function interact(options: InteractOptions): Promise<Close> {
+  const { url, reconnect } = options;
+  let websocket = await connect(url, options);
+  let isOpen = true;
+  const leave = new AbortController();
+  const signal = AbortSignal.any([options.signal, leave.signal]);
+  const terminal = new Terminal(signal, {
+    message(text) {
+      if (isOpen) websocket.send(text);
+      else terminal.tell("Not sent: there is no connection. The up arrow gets the line back.");
+    },
+    close() {
+      leave.abort();
+      websocket.close();
+    },
+  });
+  const again = { ...options, pause: options.pause ?? PAUSE, patience: Infinity, signal };
+  while (true) {
+    terminal.tell(describeOpen(url, websocket.subprotocol));
+    for await (const message of websocket) terminal.tell(`< ${show(message)}`);
+    const close = await websocket.closed;
+    isOpen = false;
+    const isOver = !reconnect || signal.aborted || !isLost(close);
+    if (isOver) terminal.close();
+    const closed = describeEnd(close);
+    terminal.tell(isOver ? closed : `${closed} Connecting again …`);
+    if (isOver) return close;
+    try {
+      await delay(Math.random() * again.pause, { signal });
+      websocket = await whileAway(() => connectAgain(url, again), again);
+      isOpen = true;
+    } catch (error) {
+      if (signal.aborted) return close;
+      terminal.close();
+      throw error;
+    }
+  }
+}
+
+async function connectAgain(url: string, options: ConnectOptions) {
+  try {
+    return await connect(url, options);
+  } catch (error) {
+    // A computer that wakes up has no network at first, and finds no host.
+    const isAsleep = error instanceof ConnectionFailed && error.message.includes("(dns ");
+    throw isAsleep ? new ConnectionFailed(error.message, true) : error;
+  }
+}

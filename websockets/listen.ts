@@ -1,0 +1,44 @@
+// Where a server listens: `localhost` is two addresses, and clients use either.
+
+/** The loopback address of IPv4, and that of IPv6. */
+const LOOPBACK = ["127.0.0.1", "::1"];
+/** How often a free port is looked for that is free on both addresses. */
+const ATTEMPTS = 10;
+
+/** What `Deno.serve` is told. */
+export type ListenOptions =
+  & Deno.ServeTcpOptions
+  & Partial<Deno.TlsCertifiedKeyPem>
+  & { hostname: string };
+
+/**
+ * Listens. For `localhost` these are both loopback addresses, with the same port: the one that the
+ * runtime takes, and the other one if this machine has it and the script may use it.
+ *
+ * @throws {Deno.errors.AddrInUse} if the port is taken on either, and what else `Deno.serve` throws.
+ */
+export function listen(
+  options: ListenOptions,
+  answer: Deno.ServeHandler<Deno.NetAddr>,
+): Deno.HttpServer<Deno.NetAddr>[] {
+  for (let attempt = 1;; attempt++) {
+    const server = Deno.serve(options, answer);
+    if (options.hostname !== "localhost") return [server];
+    const { hostname, port } = server.addr;
+    const other = LOOPBACK.find((address) => address !== hostname) ?? "";
+    if (!mayListen(other, port)) return [server];
+    try {
+      return [server, Deno.serve({ ...options, hostname: other, port }, answer)];
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AddrInUse)) return [server];
+      server.shutdown();
+      if (options.port !== 0 || attempt === ATTEMPTS) throw error;
+    }
+  }
+}
+
+/** Whether nobody has to be asked for this permission any more. */
+function mayListen(address: string, port: number): boolean {
+  const host = address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
+  return Deno.permissions.querySync({ name: "net", host }).state === "granted";
+}

@@ -1,0 +1,73 @@
+// Messages of the test command and the looping client: how they are printed, and read from a pipe.
+
+import { Buffer } from "node:buffer";
+import type { Message } from "./connection.ts";
+import { printable } from "./lines.ts";
+import type { Sendable } from "./sendable.ts";
+
+/** A message as one line that can't harm a terminal: binary is shown in hexadecimal. */
+export function show(message: Message): string {
+  if (typeof message === "string") return printable(message, Infinity);
+  const hex = new Uint8Array(message).toHex().replace(/..(?=.)/g, "$& ");
+  return `${message.byteLength} bytes: ${hex}`;
+}
+
+/**
+ * Prints a message on standard output: at a terminal what `show` makes of it, and otherwise the
+ * text as it is, with a newline. It throws when nobody reads standard output any more.
+ *
+ * @param isRaw Whether binary is printed as it is too, where that is no terminal.
+ */
+export function printMessage(message: Message, isRaw = false): void {
+  const isTerminal = Deno.stdout.isTerminal();
+  if (isRaw && !isTerminal && typeof message !== "string") return write(new Uint8Array(message));
+  const isShown = isTerminal || typeof message !== "string";
+  write(new TextEncoder().encode(`${isShown ? show(message) : message}\n`));
+}
+
+/** Writes to standard output. Unlike `console.log` it throws when nobody reads that any more. */
+export function write(bytes: Uint8Array): void {
+  for (let rest = bytes; rest.length > 0;) rest = rest.subarray(Deno.stdout.writeSync(rest));
+}
+
+/** What ends each message in a pipe. Nothing does where input is sent as it is read. */
+export type Separator = "\n" | "\0" | undefined;
+
+/**
+ * Cuts standard input into messages.
+ *
+ * @throws {Error} if a text is not UTF-8.
+ */
+export async function* readMessages(
+  input: ReadableStream<Uint8Array<ArrayBuffer>>,
+  separator: Separator,
+  signal: AbortSignal,
+): AsyncGenerator<Sendable> {
+  const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  let count = 0;
+  let parts: Uint8Array[] = [];
+  const take = (end: Uint8Array): string => {
+    const bytes = Buffer.concat([...parts, end]);
+    parts = [];
+    count++;
+    try {
+      const text = decoder.decode(bytes);
+      return separator === "\n" ? text.replace(/\r$/, "") : text;
+    } catch {
+      const what = separator === "\n" ? "Line" : "Message";
+      throw new Error(`${what} ${count} of standard input is not UTF-8: --binary sends any bytes.`);
+    }
+  };
+  for await (const chunk of input.pipeThrough(new TransformStream(), { signal })) {
+    if (separator === undefined) {
+      yield chunk;
+      continue;
+    }
+    let start = 0;
+    for (let end; (end = chunk.indexOf(separator.charCodeAt(0), start)) >= 0; start = end + 1) {
+      yield take(chunk.subarray(start, end));
+    }
+    if (start < chunk.length) parts.push(chunk.subarray(start));
+  }
+  if (parts.length > 0) yield take(new Uint8Array());
+}

@@ -1,0 +1,32 @@
+// What `import websockets` is in the article:
+//
+//   import { connect, serve } from "websockets";
+//
+// `deno run --allow-net websockets ws://localhost:9999` runs its test command. README.md beside
+// this file is the reference. Read connection.ts first, then serve.ts.
+
+export { connect, type ConnectOptions, whileAway } from "./connect.ts";
+export { ConnectionFailed } from "./failures.ts";
+export { Connection, ConnectionClosed, type Message } from "./connection.ts";
+export { BEARER, requireToken } from "./handshake.ts";
+export { interruption, type Log, log, milliseconds, print, runScript } from "./lines.ts";
+export { silence, usageError, wholeNumber } from "./lines.ts";
+export type { RequestInfo, ServeOptions } from "./options.ts";
+export { type Handler, serve, type Server } from "./serve.ts";
+export type { Close } from "./outbox.ts";
+export type { Sendable } from "./sendable.ts";
+export {
+  type RunOptions,
+  runServer,
+  SERVER_FLAGS,
+  SERVER_USAGE,
+  type ServerFlags,
+} from "./run_server.ts";
+export { Relay } from "./nats.ts";
+export { printMessage } from "./messages.ts";
+
+if (import.meta.main) {
+  const { runCommand, USAGE } = await import("./command.ts");
+  const { runScript } = await import("./lines.ts");
+  await runScript(USAGE, runCommand);
+}

@@ -1,0 +1,77 @@
+// What `serve` is told: where a server listens, whom it lets in, and its limits.
+
+import type { Log } from "./lines.ts";
+import { MAX_WAITING } from "./waiting.ts";
+
+/** Bytes of the largest message: more than most texts, and little enough to hold for many. */
+export const MAX_MESSAGE = 1024 ** 2;
+/** Clients at a time: each takes a file descriptor, and 20 KiB even when it is silent. */
+export const MAX_CLIENTS = 10_000;
+/**
+ * Seconds that a client may be silent, or take nothing of what waits for it. It is pinged after
+ * half of them. 0 is for ever.
+ */
+export const IDLE_TIMEOUT = 30;
+/** What the runtime knows of a request, such as `remoteAddr`. */
+export type RequestInfo = Deno.ServeHandlerInfo<Deno.NetAddr>;
+
+/** Where a server listens, whom it lets in, and its limits. */
+export interface ServeOptions {
+  /** 8000 unless given; 0 is any free one. */
+  port?: number;
+  /** `localhost` unless given; `0.0.0.0` is every address of this machine. */
+  hostname?: string;
+  /** Certificate and private key for wss, in PEM. */
+  cert?: string;
+  /** The private key of `cert`. */
+  key?: string;
+  /** Stops the server as `shutdown` does when it aborts. */
+  signal?: AbortSignal;
+  /**
+   * Sees every request that keeps the rules, before it is answered, as `process_request` does in
+   * Python. A `Response` refuses a handshake or answers another request; `undefined` lets it go
+   * on. It may be async, and has `idleTimeout` for it: `info.completed` is done when nobody waits
+   * for it any longer.
+   */
+  request?(request: Request, info: RequestInfo): unknown;
+  /** Origins that are let in beside loopback: `*` for any, `null` for pages opened from disk. */
+  origins?: string[];
+  /** The subprotocols that this server speaks: the first that the client offers too is selected. */
+  subprotocols?: string[];
+  /** Bytes of the largest message, 1 MiB unless given. A larger one closes with 1009. */
+  maxMessage?: number;
+  /** Clients at a time, 10,000 unless given. The others get 503. */
+  maxClients?: number;
+  /** Bytes that may wait for all clients together, 1 GiB unless given. */
+  maxWaiting?: number;
+  /** Seconds that a client may be silent, or take nothing; 30 unless given, 0 is for ever. */
+  idleTimeout?: number;
+  /** Told which clients are refused or dropped, and which errors the handler makes. */
+  log?: Log;
+}
+
+/** The limits of a server, all of them. */
+export interface Limits {
+  maxMessage: number;
+  maxClients: number;
+  maxWaiting: number;
+  idleTimeout: number;
+}
+
+/**
+ * The limits that are given, or else the constants of the same name.
+ *
+ * @throws {RangeError} for a limit that would let everyone in, or nobody.
+ */
+export function limitsOf(options: ServeOptions): Limits {
+  const { maxMessage = MAX_MESSAGE, maxClients = MAX_CLIENTS } = options;
+  const { maxWaiting = MAX_WAITING, idleTimeout = IDLE_TIMEOUT } = options;
+  for (const [name, limit] of Object.entries({ maxMessage, maxClients, maxWaiting })) {
+    if (Number.isSafeInteger(limit) && limit > 0) continue;
+    throw new RangeError(`\`${name}\` is a whole number over 0, not ${limit}.`);
+  }
+  if (!(idleTimeout >= 0)) {
+    throw new RangeError(`\`idleTimeout\` is a number of seconds, not ${idleTimeout}.`);
+  }
+  return { maxMessage, maxClients, maxWaiting, idleTimeout };
+}

@@ -1,0 +1,198 @@
+// What waits for one client. The runtime is handed more as soon as the client takes it: on the next
+// `send`, on the next message of the client, and at the latest on a look of the clock.
+
+import { bytesOf, type Sendable, type WaitingMessage } from "./sendable.ts";
+import type { Waiting } from "./waiting.ts";
+
+/** Bytes that may wait for a client when its `send` is done: enough to keep a fast one busy. */
+const LITTLE = 3 * 1024 ** 2;
+/** Bytes that the runtime takes for a message, beside its content. */
+const HANDED_COST = 1024;
+/** Bytes that the kernel may take for a client that reads nothing. */
+const KERNEL = 8 * 1024 ** 2;
+/** Milliseconds without taking anything after which a client is stuck, whatever its timeout. */
+const PATIENCE = 15_000;
+const DONE = Promise.resolve();
+
+/** How a connection was closed (RFC 6455 section 7.4). */
+export interface Close {
+  /** Such as 1000, or 1006 if the connection broke. */
+  code: number;
+  /** A text for people, or "". */
+  reason: string;
+}
+
+/** What waits for one client, in the order in which it was sent. */
+export class Outbox {
+  /** What the runtime was not handed yet. */
+  queue: WaitingMessage[] = [];
+  /** Bytes that the runtime holds for this client, with what it takes for each message. */
+  handed = 0;
+  /** The same without what it takes for each message, as `bufferedAmount` counts. */
+  #content = 0;
+  /** Bytes that the client has sent, and its handler has not taken yet. */
+  unread = 0;
+  /** When the client last took something, on the clock of `Waiting`. */
+  takenAt = 0;
+  /** Bytes that it took while more was waiting. Those that the kernel can have taken don't last. */
+  #taken = 0;
+  #closing?: Close;
+  #isEnded = false;
+  #drained?: PromiseWithResolvers<void>;
+
+  /** Told when this side gives the client up. */
+  onDrop?: (close: Close) => void;
+
+  constructor(readonly socket: WebSocket, readonly waiting: Waiting) {
+    waiting.clients++;
+  }
+
+  /** Set as soon as the client is to be closed. It is sent nothing more. */
+  get closing(): Close | undefined {
+    return this.#closing;
+  }
+
+  /** Whether this is to be looked at soon. */
+  get isEager(): boolean {
+    const isCloseDue = this.#closing !== undefined && this.socket.readyState === WebSocket.OPEN;
+    return this.queue.length > 0 || this.#drained !== undefined || isCloseDue;
+  }
+
+  /** Whether the client has taken nothing for long. */
+  get isStuck(): boolean {
+    if (this.handed === 0 && this.queue.length === 0) return false;
+    const { clock, timeout } = this.waiting;
+    return clock - this.takenAt > Math.min(PATIENCE, timeout / 2);
+  }
+
+  /** Whether the client takes nothing, at least not this, which most others have taken. */
+  isStuckWith({ clients }: WaitingMessage): boolean {
+    return this.isStuck || this.#taken === 0 && clients * 2 <= this.waiting.clients;
+  }
+
+  /** Done when little waits for this client, or when the client is gone. */
+  send(data: Sendable): Promise<void> {
+    if (this.#closing) return DONE;
+    if (this.queue.length > 0) this.handOver();
+    if (this.queue.length === 0 && this.#fits(bytesOf(data))) {
+      this.#hand(data);
+    } else {
+      this.waiting.watch(this, true);
+      if (this.queue.length === 0 && this.#taken < KERNEL) this.#taken = 0;
+      this.queue.push(this.waiting.keep(data));
+      this.waiting.relieve();
+    }
+    if (this.queue.length === 0 && this.handed <= LITTLE) return DONE;
+    return this.#untilDrained();
+  }
+
+  #untilDrained(): Promise<void> {
+    this.see();
+    if (this.queue.length === 0 && this.handed <= LITTLE) return DONE;
+    this.#drained ??= Promise.withResolvers();
+    this.waiting.watch(this, true);
+    return this.#drained.promise;
+  }
+
+  /** Sends a Close frame when all is taken that waits. The runtime's own would lose sight of it. */
+  close(closing: Close): void {
+    if (this.#closing) return;
+    this.#closing = closing;
+    this.waiting.watch(this, true);
+    this.takenAt = this.waiting.clock;
+    this.handOver();
+  }
+
+  /** Forgets what waits, and whatever the client does from now on. */
+  end(closing: Close): void {
+    this.#closing ??= closing;
+    for (const message of this.queue) this.waiting.release(message);
+    this.queue = [];
+    this.waiting.bytes -= this.handed;
+    this.handed = this.#content = 0;
+    this.#drained?.resolve();
+    this.#drained = undefined;
+    if (!this.#isEnded) this.waiting.clients--;
+    this.#isEnded = true;
+    this.waiting.forget(this);
+    this.#sendClose();
+  }
+
+  /** Drops the client, which is told if it reads again. */
+  drop(reason: string): void {
+    this.onDrop?.({ code: 1008, reason });
+  }
+
+  /** Ends the wait for a client that takes nothing, or does not answer the Close frame. */
+  giveUp(): void {
+    if (this.#closing) this.onDrop?.({ code: 1006, reason: "" });
+    else this.drop("It did not read for too long.");
+  }
+
+  /** Counts what comes in, or is taken by the handler. */
+  countUnread(bytes: number): void {
+    if (this.unread === 0 && bytes > 0) this.waiting.watch(this, false);
+    this.unread += bytes;
+    this.waiting.bytes += bytes;
+    if (this.#isEnded) this.waiting.forget(this);
+  }
+
+  /** Hands over what comes next, as far as there is room for it. */
+  handOver(): void {
+    this.see();
+    let count = 0;
+    for (const message of this.queue) {
+      if (!this.#fits(message.bytes.length)) break;
+      this.#hand(this.waiting.contentOf(message));
+      this.waiting.release(message);
+      count++;
+    }
+    if (count > 0) this.queue.splice(0, count);
+    if (this.queue.length > 0 || this.handed > LITTLE) return;
+    this.#drained?.resolve();
+    this.#drained = undefined;
+    if (this.handed === 0) this.#sendClose();
+  }
+
+  /** Looks how much the client has taken. An empty message counts as taken at once. */
+  see(): void {
+    if (this.handed === 0) return;
+    const content = this.socket.bufferedAmount;
+    if (content > 0 && content === this.#content) return;
+    // What the runtime takes for each message goes with its content.
+    const handed = content === 0 ? 0 : Math.ceil(this.handed * content / this.#content);
+    // The runtime counts the bytes of a text, and `bytesOf` its characters: it may hold more.
+    if (content < this.#content) {
+      this.takenAt = this.waiting.clock;
+      if (this.queue.length > 0) this.#taken += this.handed - handed;
+    }
+    this.waiting.bytes -= this.handed - handed;
+    this.handed = handed;
+    this.#content = content;
+  }
+
+  #fits(bytes: number): boolean {
+    if (this.handed + bytes <= this.waiting.share) return true;
+    this.see();
+    this.waiting.seeAll();
+    // A message that is larger than a share has its turn where the runtime holds nothing.
+    return this.handed === 0 ? this.waiting.hasTurn : this.handed + bytes <= this.waiting.share;
+  }
+
+  #hand(data: Sendable) {
+    this.socket.send(data);
+    if (this.handed === 0) {
+      this.waiting.watch(this, false);
+      this.takenAt = this.waiting.clock;
+    }
+    const bytes = bytesOf(data);
+    this.#content += bytes;
+    this.handed += bytes + HANDED_COST;
+    this.waiting.hand(bytes + HANDED_COST);
+  }
+
+  #sendClose() {
+    if (!this.#closing || this.socket.readyState !== WebSocket.OPEN) return;
+    this.socket.close(this.#closing.code, this.#closing.reason);
+  }
+}

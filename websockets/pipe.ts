@@ -1,0 +1,81 @@
+// The test command in a pipe: it sends each line, and prints the answers alone.
+
+import { delay } from "@std/async";
+import { describeEnd } from "./close_codes.ts";
+import { connect, type ConnectOptions } from "./connect.ts";
+import { describeOpen } from "./failures.ts";
+import { printMessage, readMessages, type Separator } from "./messages.ts";
+import type { Close } from "./outbox.ts";
+
+/** Milliseconds between two looks at what has arrived. */
+const LOOK = 10;
+
+/** What `pipe` is told. */
+export interface PipeOptions extends ConnectOptions {
+  url: string;
+  /** Milliseconds that the server may take for the handshake, and for an answer. */
+  timeout: number;
+  /** Milliseconds without a message after which nothing more is waited for. */
+  wait: number;
+  separator: Separator;
+  signal: AbortSignal;
+}
+
+/**
+ * Sends the messages of standard input, and prints what arrives. After the end of the input it
+ * stays until the answers that are due have come, each within `timeout`, and then until nothing
+ * has arrived for `wait`. Without any input it listens for `wait`.
+ *
+ * @returns How the connection was closed.
+ * @throws {Error} if answers did not come, or if the input is not UTF-8.
+ */
+export async function pipe(options: PipeOptions): Promise<Close> {
+  const { url, timeout, wait, separator } = options;
+  await using websocket = await connect(url, options);
+  console.error(describeOpen(url, websocket.subprotocol));
+  const end = new AbortController();
+  websocket.closed.then(() => end.abort());
+  const signal = AbortSignal.any([options.signal, end.signal]);
+  let sent = 0;
+  /** How many messages were sent and not answered yet. */
+  let due = 0;
+  /** Milliseconds since something has arrived, or since the end of the input. */
+  let quiet = 0;
+  let mistake: unknown;
+
+  async function send() {
+    try {
+      for await (const message of readMessages(Deno.stdin.readable, separator, signal)) {
+        sent++;
+        due++;
+        await websocket.send(message);
+      }
+    } catch (error) {
+      // What was sent before a mistake is still answered.
+      if (!signal.aborted) mistake = error;
+    }
+    quiet = 0;
+    while (!signal.aborted && quiet < (due > 0 ? timeout : wait)) {
+      await delay(LOOK, { signal }).catch(() => {});
+      quiet += LOOK;
+    }
+    await websocket.close();
+  }
+
+  async function receive() {
+    for await (const message of websocket) {
+      printMessage(message, separator === undefined);
+      if (sent > 0) quiet = 0;
+      // A message that comes before any was sent is not an answer.
+      if (due > 0) due--;
+    }
+  }
+
+  await Promise.all([send(), receive()]);
+  const close = await websocket.closed;
+  console.error(describeEnd(close));
+  options.signal.throwIfAborted();
+  if (mistake) throw mistake;
+  if (due > 0) throw new Error(`${due} messages were not answered.`);
+  return close;
+}

@@ -1,0 +1,224 @@
+// A WebSocket server, as `websockets.serve` makes it in Python: it answers handshakes, calls the
+// handler once for each client, and keeps all clients within the limits.
+
+import { deadline, delay } from "@std/async";
+import { ask } from "./ask.ts";
+import { Connection, ConnectionClosed } from "./connection.ts";
+import { answerPreflight, askForUpgrade, isHandshake, isKnownOrigin } from "./handshake.ts";
+import { isPreflight, makeReadable, mayHaveBody } from "./handshake.ts";
+import {
+  refuse,
+  refuseBody,
+  refuseHandshake,
+  RETRY_AFTER,
+  selectSubprotocol,
+} from "./handshake.ts";
+import { describeError, errorLog, printable, unfailing } from "./lines.ts";
+import { listen } from "./listen.ts";
+import { Outbox } from "./outbox.ts";
+import { limitsOf, type RequestInfo, type ServeOptions } from "./options.ts";
+import { currentClient, Waiting } from "./waiting.ts";
+
+/** Milliseconds that a stopping server waits for its clients: containers are killed after 10 s. */
+const SHUTDOWN_TIMEOUT = 5_000;
+const FAILED = "The server failed to handle this.";
+
+/**
+ * What a server does for a client: it is called once for each, and may be async. When it returns,
+ * the connection is closed with 1000; when it throws, with 1011 and a line in the log. A
+ * `ConnectionClosed` that gets out of it is no error.
+ *
+ * @param request The handshake, with its URL and headers.
+ */
+export type Handler = (websocket: Connection, request: Request) => unknown;
+
+/** A server that runs. */
+export interface Server extends AsyncDisposable {
+  /** Where it listens. */
+  readonly addr: Deno.NetAddr;
+  /** Settles when the server has stopped. It rejects if the runtime can't listen any more. */
+  readonly finished: Promise<void>;
+  /** How many bytes wait for all clients together. */
+  readonly waiting: number;
+  /** Whether more waits than may: nobody is let in, and who can should not add to it. */
+  readonly isFull: boolean;
+  /** Counts bytes that wait elsewhere for this server's clients; less of them if negative. */
+  countWaiting(bytes: number): void;
+  /**
+   * Lets nobody in any more, sends every client what waits for it and then 1001, and is done when
+   * all handlers have returned, or after 5 seconds. It may be called twice.
+   */
+  shutdown(): Promise<void>;
+}
+
+/**
+ * Starts a WebSocket server, as `websockets.serve` does in Python.
+ *
+ * @throws {Deno.errors.AddrInUse} if the port is taken, and whatever else `Deno.serve` throws.
+ */
+export function serve(handler: Handler, options: ServeOptions = {}): Server {
+  const { maxMessage, maxClients, maxWaiting, idleTimeout } = limitsOf(options);
+  const { origins = [], subprotocols = [], hostname = "localhost" } = options;
+  const log = unfailing(options.log ?? errorLog);
+  const timeout = idleTimeout * 1000 || Infinity;
+  const waiting = new Waiting(maxWaiting, timeout);
+  /** The clients that count: each until its connection is closed and its handler has returned. */
+  const clients = new Map<Connection, Promise<void>>();
+  const settings = { maxMessage, readsToTheEnd: false, log };
+  /** How many requests are not decided about yet. */
+  let pending = 0;
+  const stopping = new AbortController();
+
+  function answer(request: Request, info: RequestInfo): Response | Promise<Response> {
+    // A handler that parses such a URL would fail, and the log would show it with its token.
+    if (!URL.canParse(request.url)) return refuse(400, "The Host of the request can't be read.");
+    const refusal = refuseRequest(request);
+    if (refusal) return refusal;
+    const { request: decide } = options;
+    if (!decide) return accept(request, info);
+    if (isHandshake(request)) return askFirst(decide, request, info);
+    const origin = request.headers.get("origin");
+    // A page may read the answer only if it is let in, too.
+    const readableBy = origin !== null && isKnownOrigin(origin, origins) ? origin : undefined;
+    if (isPreflight(request)) return answerPreflight(readableBy);
+    return askFirst(decide, request, info).then((response) => makeReadable(response, readableBy));
+  }
+
+  function refuseRequest(request: Request): Response | undefined {
+    if (isHandshake(request)) return refuseHandshake(request) ?? refuseClient(request);
+    if (mayHaveBody(request)) return refuseClient(request) ?? refuseBody(request, maxMessage);
+    if (stopping.signal.aborted) return refuse(503, "The server is shutting down.", RETRY_AFTER);
+  }
+
+  /** Refuses a client because of where it comes from, or because there is no room. */
+  function refuseClient({ headers }: Request): Response | undefined {
+    const origin = headers.get("origin");
+    if (!isKnownOrigin(origin, origins)) {
+      log(`Refused a page from elsewhere: let it in with \`origins\` ${printable(`${origin}`)}.`);
+      return refuse(403, "Pages from this origin are not let in.");
+    }
+    if (stopping.signal.aborted) return refuse(503, "The server is shutting down.", RETRY_AFTER);
+    if (clients.size + pending >= maxClients) {
+      log(`Refused a client: there are ${maxClients}, which is \`maxClients\`.`);
+      return refuse(503, "There are too many clients, try again later.", RETRY_AFTER);
+    }
+    if (waiting.isFull) {
+      log("Refused a client: too much waits for the others, see `maxWaiting`.");
+      return refuse(503, "Too much waits for the clients, try again later.", RETRY_AFTER);
+    }
+  }
+
+  /** Lets `request` of the options decide. Meanwhile it counts as a client. */
+  async function askFirst(
+    decide: NonNullable<ServeOptions["request"]>,
+    request: Request,
+    info: RequestInfo,
+  ): Promise<Response> {
+    pending++;
+    const asking = { timeout, stopping: stopping.signal, waiting, log };
+    const response = await ask(decide, request, info, asking);
+    pending--;
+    return response ?? accept(request, info);
+  }
+
+  function accept(request: Request, { remoteAddr }: RequestInfo): Response {
+    if (!isHandshake(request)) return askForUpgrade();
+    const subprotocol = selectSubprotocol(request, subprotocols);
+    // The headers of the runtime's own request can't be read any more when the client is there, and
+    // a copy takes 2 KiB for as long as the client stays.
+    const { url, headers } = request;
+    const kept = handler.length > 1 ? new Request(url, { headers }) : request;
+    const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout });
+    // The runtime's own option takes no offer without blanks between the names.
+    if (subprotocol) response.headers.set("sec-websocket-protocol", subprotocol);
+    const admit = () => {
+      if (clients.size >= maxClients || stopping.signal.aborted) {
+        return socket.close(1013, "Try again later.");
+      }
+      const outbox = new Outbox(socket, waiting);
+      const client = new Connection(outbox, settings, remoteAddr.hostname, subprotocol);
+      const handled = currentClient.run(outbox, () => call(client, kept));
+      clients.set(client, settle(client, handled));
+    };
+    // A client counts from here on, because a handshake that is reset by its client never opens.
+    socket.addEventListener("open", admit, { once: true });
+    return response;
+  }
+
+  /** Calls the handler. It is not async, because that would keep the request for as long. */
+  function call(client: Connection, request: Request): unknown {
+    try {
+      return handler(client, request);
+    } catch (error) {
+      return Promise.reject(error);
+    }
+  }
+
+  /** Closes the connection when the handler has returned, and forgets the client at the end. */
+  async function settle(client: Connection, handled: unknown) {
+    try {
+      await handled;
+      client.close();
+    } catch (error) {
+      // A proxy is no error, and `instanceof` throws for one that is revoked.
+      if (Error.isError(error) && error instanceof ConnectionClosed) {
+        client.close();
+      } else {
+        logFailure(error);
+        client.close(1011, FAILED);
+      }
+    }
+    await client.closed;
+    clients.delete(client);
+  }
+
+  function logFailure(error: unknown) {
+    log(`The handler failed: ${describeError(error)}`);
+  }
+
+  function onError(error: unknown): Response {
+    // The message of the error may hold a URL with a token.
+    log(`Refused a request that can't be read: ${error instanceof Error && error.name}.`);
+    return refuse(400, "The request can't be read.");
+  }
+
+  async function stop() {
+    stopping.abort();
+    const left = [...clients.values()];
+    for (const client of clients.keys()) client.close(1001, "The server is shutting down.");
+    const isDone = async () => {
+      await Promise.all(left);
+      while (pending > 0) await delay(1);
+    };
+    await deadline(isDone(), SHUTDOWN_TIMEOUT).catch(() => {
+      log("Stopped before every client had read what was waiting for it.");
+    });
+    // The runtime's own `shutdown` would wait without end for a handshake that was reset.
+    abort.abort();
+    await finished;
+  }
+
+  const abort = new AbortController();
+  const { port, cert, key } = options;
+  const tls = cert && key ? { cert, key } : {};
+  const listening = { hostname, port, ...tls, signal: abort.signal, onError, onListen: () => {} };
+  const servers = listen(listening, answer);
+  const finished = Promise.all(servers.map((server) => server.finished)).then(() => {});
+  let stopped: Promise<void> | undefined;
+  const shutdown = () => stopped ??= stop();
+  if (options.signal?.aborted) shutdown();
+  options.signal?.addEventListener("abort", shutdown, { signal: abort.signal });
+  return {
+    addr: servers[0].addr,
+    finished,
+    get waiting() {
+      return waiting.bytes;
+    },
+    get isFull() {
+      return waiting.isFull;
+    },
+    countWaiting: (bytes) => waiting.count(bytes),
+    shutdown,
+    [Symbol.asyncDispose]: shutdown,
+  };
+}

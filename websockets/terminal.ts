@@ -1,0 +1,150 @@
+// The terminal of the test command: a prompt with a history, and lines that are printed above it.
+
+import process from "node:process";
+import readline from "node:readline";
+import { Readable, Writable } from "node:stream";
+import { write } from "./messages.ts";
+
+const PROMPT = "> ";
+/** The prompt of a line that goes on with the message of the one before. */
+const NEXT_LINE = "… ";
+/** Characters that come at once only if they are pasted. A key sends fewer. */
+const MIN_PASTE = 16;
+const CONTROL_CHARACTERS = /[^\P{Cc}\t\r\n]/u;
+
+/** Told what happens at the terminal. */
+export interface TerminalEvents {
+  /** A message was typed: a line, or several where each but the last ends with `\`. */
+  message(text: string): void;
+  /** The user leaves, or `close` was called. */
+  close(): void;
+}
+
+/** Reads messages at the terminal, and prints lines above the one being typed. */
+export class Terminal {
+  readonly #screen = new Screen();
+  readonly #lines: readline.Interface;
+  readonly #events: TerminalEvents;
+  #isClosed = false;
+  /** What was typed of a message whose last line is not there yet. */
+  #begun = "";
+
+  constructor(signal: AbortSignal, events: TerminalEvents) {
+    this.#events = events;
+    const keys = Object.assign(new Readable({ read() {} }), {
+      setRawMode: (isRaw: boolean) => process.stdin.setRawMode(isRaw),
+    });
+    const lines = readline.createInterface({
+      input: keys,
+      output: this.#screen,
+      terminal: true,
+      prompt: PROMPT,
+      signal,
+    });
+    this.#lines = lines;
+    const decoder = new TextDecoder();
+    const read = (bytes: Uint8Array) => {
+      const text = decoder.decode(bytes, { stream: true });
+      if (text.length >= MIN_PASTE && !CONTROL_CHARACTERS.test(text)) this.#paste(text);
+      else if (text) keys.emit("data", text);
+    };
+    const end = () => lines.close();
+    const fit = () => this.#fit();
+    const resume = () => {
+      process.stdin.setRawMode(true);
+      this.#fit();
+      lines.prompt(true);
+    };
+    process.stdin.on("data", read).on("end", end);
+    process.stdout.on("resize", fit);
+    // The shell changes the terminal while this process is stopped. When it goes on, `lines` says so
+    // after Ctrl-Z, and only `process` after `kill -STOP`.
+    lines.on("SIGCONT", resume);
+    process.on("SIGCONT", resume);
+    lines.on("line", (line) => this.#takeLine(line));
+    lines.on("close", () => {
+      process.stdin.off("data", read).off("end", end).pause();
+      process.stdout.off("resize", fit);
+      process.off("SIGCONT", resume);
+      this.#clear();
+      this.#isClosed = true;
+      events.close();
+    });
+  }
+
+  /** Prints a line above the one being typed, which may take several rows and is kept. */
+  tell(line: string): void {
+    if (this.#isClosed) return void this.#screen.write(`${line}\n`);
+    this.#fit();
+    const rows = this.#clear();
+    // `prompt` first goes up the rows that the typed line had, so they must be there again.
+    this.#screen.write(`${line}\n${"\n".repeat(rows)}`);
+    this.#lines.prompt(true);
+  }
+
+  /** Ends the prompt. */
+  close(): void {
+    this.#lines.close();
+  }
+
+  #takeLine(line: string) {
+    const isWhole = !line.endsWith("\\");
+    const message = this.#begun + (isWhole ? line : line.slice(0, -1));
+    this.#begun = isWhole ? "" : `${message}\n`;
+    this.#lines.setPrompt(isWhole ? PROMPT : NEXT_LINE);
+    if (isWhole) this.#events.message(message);
+    this.#lines.prompt();
+  }
+
+  /** Takes a text at once. Deno's `readline` draws the whole line again for each key. */
+  #paste(text: string) {
+    const { line, cursor } = this.#lines;
+    const hasLines = /[\r\n]/.test(text);
+    const rows = hasLines ? 0 : this.#rows;
+    this.#lines.write(text);
+    if (cursor < line.length && !hasLines || this.#lines.getCursorPos().cols === 0) return;
+    // `readline` has written the text at the end of the line, and takes the line for as high as it
+    // was. So it is drawn again, from where it began.
+    readline.moveCursor(this.#screen, 0, rows - this.#rows);
+    this.#lines.prompt(true);
+  }
+
+  /** How many rows the cursor is below the first row of the line being typed. */
+  get #rows(): number {
+    return this.#lines.getCursorPos().rows;
+  }
+
+  /** Clears the line being typed, and returns how many rows the cursor was below its first row. */
+  #clear(): number {
+    const rows = this.#rows;
+    readline.moveCursor(this.#screen, 0, -rows);
+    readline.cursorTo(this.#screen, 0);
+    readline.clearScreenDown(this.#screen);
+    return rows;
+  }
+
+  /**
+   * Draws the line being typed again when the terminal has another width. A terminal may have put
+   * that line on fewer rows already, so that what was printed above it is there now: it must not be
+   * cleared. Some terminals then show a part of the line twice.
+   */
+  #fit() {
+    const { columns } = Deno.consoleSize();
+    if (columns === this.#screen.columns) return;
+    const before = this.#rows;
+    this.#screen.columns = columns;
+    // `prompt` goes up the rows that the line had before.
+    this.#screen.write("\n".repeat(Math.max(0, before - this.#rows)));
+    this.#lines.prompt(true);
+  }
+}
+
+/** Standard output as `readline` sees it: with the width for which the typed line was drawn. */
+class Screen extends Writable {
+  columns = Deno.consoleSize().columns;
+
+  override _write(bytes: Uint8Array, _encoding: string, done: () => void) {
+    write(bytes);
+    done();
+  }
+}

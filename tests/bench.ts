@@ -1,34 +1,31 @@
 // Measures what the rules of our servers cost, each beside a bare server of a few lines:
 //
-//   deno task bench                           (all: about twenty minutes)
-//   deno task bench --only echo --rounds 3
-//   deno task bench --only echo --url ws://localhost:8080
+//   deno task bench                           (all: about half an hour)
+//   deno task bench --only Echo --rounds 3
 //
 // Read loads.ts first: what clients send. Then `takeTurns`, which makes the figures of two servers
-// comparable on a machine that does other things as well. bench.md explains the columns.
+// comparable on a machine that does other things as well. bench.md explains rows and columns.
 
 import { delay } from "@std/async";
+import { cpus } from "node:os";
 import process from "node:process";
 import { parseArgs } from "node:util";
-import { runScript, usageError, wholeNumber } from "../cli.ts";
-import { NATS_SERVER } from "./helpers.ts";
-import { broadcast, connectAll, disconnect, echo, handshakes, IN_FLIGHT } from "./loads.ts";
-import { type Load, type LoadOptions, OPENING, type Outcome, steady } from "./loads.ts";
+import { runScript, usageError, wholeNumber } from "websockets";
+import { type Figures, percentile, picture, type Row, rowsOf, sum, table } from "./bench_tables.ts";
+import { NATS_SERVER, Program, PYTHON, Script } from "./helpers.ts";
+import { broadcast, BULK, type Case, connectAll, disconnect, echo, type Load } from "./loads.ts";
+import { type LoadOptions, OPENING, type Outcome, push, stall } from "./loads.ts";
 
 /** Milliseconds of a server's turn: long beside its start, short beside what else is going on. */
 const TURN = 250;
-/** Milliseconds of load before the first turn, in which V8 compiles what turns out to be hot. */
-const WARM_UP = 750;
+/** Turns before those that count, in which V8 compiles what turns out to be hot. */
+const WARM_UP = 3;
 /** Milliseconds in which a server notices its clients, and its memory comes to rest. */
 const SETTLING = 500;
 /** Milliseconds of one tick in /proc/PID/stat: Linux counts 100 a second for every program. */
 const TICK = 10;
 /** The part of a core from which on a program of one thread can do no more. */
 const FULL_CORE = 0.95;
-/** Flags of our servers, whose own limit of clients is lower than what is opened here. */
-const LIMITS = ["--port", "0", "--max-clients", "100000"];
-/** Figures of which the ratio to the first server is shown. */
-const COMPARED = ["per second", "CPU µs", "KiB each"];
 
 interface Server {
   name: string;
@@ -38,14 +35,14 @@ interface Server {
   processIds: number[];
 }
 
-/** What was measured of a server, by its heading in the table; NaN where it could not be. */
-export type Figures = Record<string, number>;
-
-interface Case {
-  clients: number;
-  bytes: number;
-  rooms?: number;
+interface Options {
+  /** Seconds under load of each server, case and round. */
+  seconds: number;
+  /** Messages a second of a steady load; half of the highest rate unless given. */
+  rate?: number;
 }
+
+type Measure = (servers: Server[], oneCase: Case, options: Options) => Promise<Figures[]>;
 
 /**
  * Loads the servers in short turns, so that what else the machine does meets all of them: their
@@ -54,44 +51,43 @@ interface Case {
  * The clients are WebSocket objects in this process. They work as hard as the server does, but hide
  * nothing: a microsecond more for each answer of the bare server, which takes 8, was shown as 0.87
  * to 0.90. Frames written to plain TCP were no faster, as most of the time goes into system calls.
- *
- * @param warmUp The load that finds the highest rate, half of which is `rate` if that is left out.
  */
-export async function takeTurns(
-  servers: Server[],
-  { clients, bytes, rooms }: Case,
-  seconds: number,
-  load: Load,
-  { warmUp = load, rate = NaN } = {},
-): Promise<Figures[]> {
-  const players: Player[] = [];
-  for (const server of servers) {
-    const sockets = await connectAll(server.urls, clients, rooms);
-    players.push({ server, sockets, turns: [], before: { user: NaN, system: NaN } });
-  }
-  // A server learns of a client a moment after the client does, and shall know all of them.
-  await delay(SETTLING);
-  let highest = Infinity;
-  for (const player of players) {
-    await play(player, warmUp, { bytes, rooms, milliseconds: WARM_UP });
-    const { count, elapsed } = await play(player, warmUp, { bytes, rooms, milliseconds: TURN });
-    highest = Math.min(highest, count / elapsed * 1000);
-  }
-  const options = { bytes, rooms, milliseconds: TURN, rate: rate || highest / 2 };
-  for (const player of players) player.before = await cpuTime(player.server.processIds);
-  for (let turn = 0; turn * TURN < seconds * 1000; turn++) {
-    // Each is the first as often as the others: who has two turns in a row has an advantage.
-    const first = turn % players.length;
-    for (const player of [...players.slice(first), ...players.slice(0, first)]) {
-      player.turns.push(await play(player, load, options));
+function takeTurns(load: Load, isSteady = false): Measure {
+  return async (servers, oneCase, { seconds, rate }) => {
+    const milliseconds = Math.min(TURN, seconds * 1000);
+    const options: LoadOptions = { ...oneCase, milliseconds };
+    await using stalled = new AsyncDisposableStack();
+    const players: Player[] = [];
+    for (const server of servers) {
+      const sockets = await connectAll(server.urls, oneCase);
+      players.push({ server, sockets, turns: [], before: NaN });
+      for (const each of await stall(server.urls[0], oneCase.stalled)) stalled.use(each);
     }
-  }
-  const figures: Figures[] = [];
-  for (const { server, turns, before } of players) {
-    figures.push(turnFigures(turns, before, await cpuTime(server.processIds)));
-  }
-  await disconnect(players.flatMap(({ sockets }) => sockets));
-  return figures;
+    // A server learns of a client a moment after the client does, and shall know all of them.
+    await delay(Math.min(SETTLING, seconds * 1000));
+    const rates: number[] = [];
+    for (const player of players) {
+      for (let turn = 0; turn < WARM_UP; turn++) await play(player, load, options);
+      const { count, elapsed } = await play(player, load, options);
+      rates.push(count / elapsed * 1000);
+      player.before = cpuTime(player.server.processIds);
+    }
+    if (isSteady) options.rate = rate ?? Math.min(...rates) / 2;
+    for (let turn = 0; turn * milliseconds < seconds * 1000; turn++) {
+      // Each is the first as often as the others: who has two turns in a row has an advantage.
+      const first = turn % players.length;
+      for (const player of [...players.slice(first), ...players.slice(0, first)]) {
+        player.turns.push(await play(player, load, options));
+      }
+    }
+    const figures: Figures[] = [];
+    for (const { server, turns, before } of players) {
+      const used = cpuTime(server.processIds) - before;
+      figures.push(turnFigures(turns, used, oneCase.bytes));
+    }
+    await disconnect(players.flatMap(({ sockets }) => sockets));
+    return figures;
+  };
 }
 
 interface Player {
@@ -99,7 +95,7 @@ interface Player {
   sockets: WebSocket[];
   turns: Turn[];
   /** What the server had used of the processor before the first turn. */
-  before: CpuTime;
+  before: number;
 }
 
 /** A turn, with its milliseconds, and those of the processor that the load itself has used. */
@@ -114,425 +110,304 @@ async function play({ server, sockets }: Player, load: Load, options: LoadOption
   return { ...outcome, elapsed: performance.now() - start, loadTime: (user + system) / 1000 };
 }
 
-export function turnFigures(turns: Turn[], before: CpuTime, after: CpuTime): Figures {
-  const count = sum(turns.map(({ count }) => count));
-  const elapsed = sum(turns.map(({ elapsed }) => elapsed));
-  const wait = percentiles(turns.flatMap(({ waits }) => waits));
-  const delays = turns.flatMap(({ delays = [] }) => delays);
-  return {
-    [delays.length > 0 ? "sent per second" : "per second"]: count / elapsed * 1000,
-    ...cpuFigures(before, after, count),
-    ...{ "p50 ms": wait(0.5), "p99 ms": wait(0.99), "p99.9 ms": wait(0.999), "max ms": wait(1) },
-    // A steady load is never at rest, but should send on time.
-    ...delays.length > 0
-      ? { "late ms": percentiles(delays)(0.99) }
-      : { "load cores": sum(turns.map(({ loadTime }) => loadTime)) / elapsed },
-  };
+/** @param cpuTime Milliseconds of the processor that the server has used in all turns. */
+export function turnFigures(turns: Turn[], cpuTime: number, bytes: number): Figures {
+  const [count, elapsed, loadTime] = (["count", "elapsed", "loadTime"] as const).map((name) =>
+    sum(turns.map((turn) => turn[name]))
+  );
+  const waits = turns.flatMap(({ waits }) => waits);
+  const delays = turns.flatMap(({ delays }) => delays);
+  const isSteady = delays.length > 0;
+  // Where the load tool did all that it could, the server may be better than its figures.
+  const isLimited = isSteady
+    ? percentile(delays, 0.99) >= percentile(waits, 0.99) / 2
+    : loadTime / elapsed >= FULL_CORE;
+  const rate = isSteady ? "sent per second" : "per second";
+  const megabytes = count * bytes / 1e6;
+  const speed: Figures = bytes < BULK
+    ? { [rate]: count / elapsed * 1000, "CPU µs": cpuTime / count * 1000 }
+    : { "MB per second": megabytes / elapsed * 1000, "CPU µs per MB": cpuTime / megabytes * 1000 };
+  return { ...speed, ...waitFigures(waits), limit: Number(isLimited) };
 }
 
-/** Whether the load tool did all that it could: the server may be better than its figures. */
-export function isLimitedByLoad(figures: Row["figures"]): boolean {
-  const [cores, late, wait] = ["load cores", "late ms", "p99 ms"].map((name) =>
-    figures[name]?.median
-  );
-  return cores >= FULL_CORE || late >= wait / 2;
+function waitFigures(waits: number[]): Figures {
+  const [p50, p99, p999] = [0.5, 0.99, 0.999].map((part) => percentile(waits, part));
+  return { "p50 ms": p50, "p99 ms": p99, "p99.9 ms": p999 };
 }
 
 /** Opens connections that then stay silent, and looks how much larger they have made a server. */
-async function idle(servers: Server[], { clients }: Case): Promise<Figures[]> {
+const idle: Measure = async (servers, oneCase, { seconds }) => {
   const figures: Figures[] = [];
   for (const { urls, processIds } of servers) {
     // What a server compiles for its first clients, and how its heap grows, is not their price.
-    for (let wave = 0; wave < 20; wave++) await disconnect(await connectAll(urls, OPENING));
-    await delay(SETTLING);
-    const [memory, before] = [await residentMemory(processIds), await cpuTime(processIds)];
+    for (let wave = 0; wave < 10 * seconds; wave++) {
+      await disconnect(await connectAll(urls, { clients: OPENING }));
+    }
+    await delay(Math.min(SETTLING, seconds * 1000));
+    const [memory, before] = [residentMemory(processIds), cpuTime(processIds)];
     const start = performance.now();
-    const { sockets, waits, failures } = await handshakes(urls, clients);
+    const waits: number[] = [];
+    const sockets = await connectAll(urls, oneCase, { waits });
     const elapsed = performance.now() - start;
-    await delay(SETTLING);
-    const wait = percentiles(waits);
+    await delay(Math.min(SETTLING, seconds * 1000));
     figures.push({
-      "KiB each": (await residentMemory(processIds) - memory) / sockets.length,
       "per second": sockets.length / elapsed * 1000,
-      ...cpuFigures(before, await cpuTime(processIds), sockets.length),
-      ...{ "p50 ms": wait(0.5), "p99 ms": wait(0.99), failures },
+      "KiB each": (residentMemory(processIds) - memory) / sockets.length,
+      "CPU µs": (cpuTime(processIds) - before) / sockets.length * 1000,
+      ...waitFigures(waits),
     });
     await disconnect(sockets);
   }
   return figures;
-}
+};
 
-/** Milliseconds of the processor, in a program's own code and in the system on its behalf. */
-export interface CpuTime {
-  user: number;
-  system: number;
-}
-
-function cpuFigures(before: CpuTime, after: CpuTime, count: number): Figures {
-  const [user, system] = [after.user - before.user, after.system - before.system];
-  const microseconds = (time: number) => time * 1000 / count;
-  return {
-    "CPU µs": microseconds(user + system),
-    "user µs": microseconds(user),
-    "system µs": microseconds(system),
-  };
-}
-
-/** What processes have used since they started, all together; NaN if there are none. */
-export async function cpuTime(processIds: number[]): Promise<CpuTime> {
-  const all = await Promise.all(processIds.map((id) => cat(`/proc/${id}/stat`)));
-  // Fields 14 and 15 of proc(5). Field 2 is the program's name, which may hold spaces and brackets.
-  const fields = all.map((stat) => stat.slice(stat.lastIndexOf(")") + 2).split(" "));
-  const milliseconds = (field: number) => sum(fields.map((each) => Number(each[field - 3]) * TICK));
-  return { user: milliseconds(14), system: milliseconds(15) };
+/** Milliseconds of the processor that processes have used, all together; NaN if there are none. */
+export function cpuTime(processIds: number[]): number {
+  return sum(processIds.map((id) => {
+    // Fields 14 and 15 of proc(5). Field 2 is the program's name, which may hold spaces and brackets.
+    const fields = read(`/proc/${id}/stat`).replace(/.*\) /, "").split(" ");
+    return (Number(fields[14 - 3]) + Number(fields[15 - 3])) * TICK;
+  }));
 }
 
 /** Kibibytes that processes occupy, all together; NaN if there are none. */
-async function residentMemory(processIds: number[]): Promise<number> {
-  const all = await Promise.all(processIds.map((id) => cat(`/proc/${id}/status`)));
-  return sum(all.map((status) => Number(status.match(/VmRSS:\s+(\d+) kB/)?.[1] ?? NaN)));
+export function residentMemory(processIds: number[]): number {
+  return sum(
+    processIds.map((id) => Number(read(`/proc/${id}/status`).match(/VmRSS:\s+(\d+)/)?.[1])),
+  );
 }
 
-/** A file of Linux. Deno lets only a script that may do everything read /proc itself. */
-async function cat(path: string): Promise<string> {
-  if (Deno.build.os !== "linux") return "";
-  const { stdout } = await new Deno.Command("cat", { args: [path] }).output();
-  return new TextDecoder().decode(stdout);
+/** A file of Linux, or nothing elsewhere. */
+function read(path: string): string {
+  return Deno.build.os === "linux" ? Deno.readTextFileSync(path) : "";
 }
 
-/** A bare server, which prints its address as the others do. */
-const BARE: Deno.ServeTcpOptions = {
-  hostname: "localhost",
-  port: 0,
-  onListen: ({ port }) => console.log(`Bare server on ws://localhost:${port}`),
-};
+/** What was started, and ends with the round or with this script. */
+const running: Program[] = [];
 
-/** Its answers are as long as those of server.ts. */
-function bareEcho() {
-  Deno.serve(BARE, (request) => {
-    const { socket, response } = Deno.upgradeWebSocket(request);
-    const time = "2026-11-23 09:24:14.787357";
-    socket.onmessage = ({ data }) => socket.send(`Data received as "${data}".  time: ${time}`);
-    return response;
-  });
+async function stopAll(): Promise<void> {
+  await Promise.all(running.splice(0).map((program) => program[Symbol.asyncDispose]()));
 }
 
-function bareBroadcast() {
-  const clients = new Set<WebSocket>();
-  Deno.serve(BARE, (request) => {
-    const { socket, response } = Deno.upgradeWebSocket(request);
-    socket.onopen = () => clients.add(socket);
-    socket.onmessage = ({ data }) => {
-      for (const client of clients) client.send(data);
-    };
-    socket.onclose = () => clients.delete(socket);
-    return response;
-  });
+type Start = () => Promise<Server>;
+
+/** Starts a server that prints its address. */
+function starting(name: string, program: () => Program): Start {
+  return async () => {
+    const started = program();
+    running.push(started);
+    const [url] = (await started.prints(/ws:/)).match(/ws:[^\s,]+/) ?? [];
+    return { name, urls: [`${url}`], processIds: [started.pid] };
+  };
 }
 
-const processes = new Set<Deno.ChildProcess>();
-
-/** Starts a program, and finds its address in what it prints. What it prints later is thrown away. */
-async function start(
-  program: string,
-  args: string[],
-  stream: "stdout" | "stderr",
-  addressPattern: RegExp,
-): Promise<{ address: string; processId: number }> {
-  const process = new Deno.Command(program, { args, [stream]: "piped" }).spawn();
-  processes.add(process);
-  process.status.then(() => processes.delete(process));
-  const output = process[stream].pipeThrough(new TextDecoderStream());
-  let printed = "";
-  for await (const text of output.values({ preventCancel: true })) {
-    printed += text;
-    const address = printed.match(addressPattern)?.[0];
-    if (!address) continue;
-    output.pipeTo(new WritableStream()).catch(() => {});
-    return { address, processId: process.pid };
-  }
-  throw new Error(`${program} ${args.join(" ")} did not start.`);
+function script(name: string, file: string, ...flags: string[]): Start {
+  const args = ["--port", "0", "--max-clients", "100000", ...flags];
+  return starting(name, () => new Script(file, args));
 }
 
-async function startScript(name: string, script: string, ...flags: string[]): Promise<Server> {
-  const args = ["run", "--allow-net", import.meta.resolve(script), ...flags];
-  const { address, processId } = await start(Deno.execPath(), args, "stdout", /ws:[^\s,]+(?=.*\n)/);
-  return { name, urls: [address], processIds: [processId] };
+function plain(name: string, handler = name): Start {
+  return starting(name, () => new Script("tests/bench_servers.ts", [handler]));
 }
 
 /** Starts instances of the broadcast server that are joined through a NATS server. */
-async function startJoined(name: string, instances: number): Promise<Server> {
-  const args = ["--addr", "127.0.0.1", "--port", "-1"];
-  const ready = /127\.0\.0\.1:\d+(?=[^]*Server is ready)/;
-  const nats = await start(NATS_SERVER ?? "nats-server", args, "stderr", ready);
-  const joined: Server = { name, urls: [], processIds: [nats.processId] };
-  for (let instance = 0; instance < instances; instance++) {
-    const flags = [...LIMITS, "--quiet", "--nats", `nats://${nats.address}`];
-    const { urls, processIds } = await startScript(name, "../broadcast_server.ts", ...flags);
-    joined.urls.push(...urls);
-    joined.processIds.push(...processIds);
-  }
-  return joined;
+function joined(name: string, instances: number): Start {
+  return async () => {
+    const nats = new Program(NATS_SERVER ?? "", ["--addr", "127.0.0.1", "--port", "-1"]);
+    running.push(nats);
+    const line = await nats.errors.next((line) => line.includes("client connections"), "NATS");
+    const flags = ["--quiet", "--nats", `nats://${line.split(" ").pop()}`];
+    const start = script(name, "broadcast_server.ts", ...flags);
+    const all = await Promise.all(Array.from({ length: instances }, start));
+    return {
+      name,
+      urls: all.flatMap(({ urls }) => urls),
+      processIds: [nats.pid, ...all.flatMap(({ processIds }) => processIds)],
+    };
+  };
 }
 
-async function stopAll(): Promise<void> {
-  const stopped = Array.from(processes, (process) => process.status);
-  for (const process of processes) process.kill("SIGKILL");
-  await Promise.all(stopped);
+/** Python's `websockets`, and Node's `ws` if it is installed in the folder `ws`. */
+function others(handler: string, ws?: string): Start[] {
+  const python = () => new Program(PYTHON ?? "", ["-c", sourceOf("python"), handler]);
+  const node = () => new Program("node", ["-e", sourceOf("js"), handler], { cwd: ws });
+  return [
+    ...PYTHON ? [starting("websockets", python)] : [],
+    ...ws ? [starting("ws", node)] : [],
+  ];
 }
 
-/** A server that runs already: `[NAME=]URL[,PROCESS_ID]`. */
-export function parseServer(text: string): Server {
-  const [, name, url, processId] = text.match(/^(?:([^=]+)=)?(wss?:\/\/[^,]+)(?:,(\d+))?$/) ?? [];
-  if (!URL.canParse(url)) throw usageError(`--url takes [NAME=]URL[,PROCESS_ID], not "${text}".`);
-  return { name: name ?? url, urls: [url], processIds: processId ? [Number(processId)] : [] };
-}
+const TEXT = new URL("bench.md", import.meta.url);
 
-/** Whether a server sends what one client says to another one, too. It has to answer either way. */
-export async function isBroadcastServer({ urls }: Server): Promise<boolean> {
-  const [speaker, listener] = await connectAll(urls, 2);
-  let isHeard = false;
-  listener.onmessage = () => isHeard = true;
-  await echo([speaker], { bytes: 20, milliseconds: TURN });
-  await disconnect([speaker, listener]);
-  return isHeard;
+/** The code of a server that bench.md shows. */
+function sourceOf(language: string): string {
+  return Deno.readTextFileSync(TEXT).split("```" + language + "\n")[1].split("```")[0];
 }
 
 interface Table {
-  name: string;
-  title: string;
-  explanation: string;
+  measure: Measure;
   /** All are compared with the first. */
-  servers: (() => Server | Promise<Server>)[];
+  servers: Start[];
   cases: Case[];
-  measure(servers: Server[], oneCase: Case): Promise<Figures[]>;
 }
 
-function allTables(seconds: number, rate?: number): Table[] {
-  const bare = () => startScript("bare", "./bench.ts", "--bare", "echo");
-  const ours = () => startScript("ours", "../server.ts", ...LIMITS, "--quiet");
-  const printing = () => startScript("ours, printing", "../server.ts", ...LIMITS);
-  const bareRoom = () => startScript("bare", "./bench.ts", "--bare", "broadcast");
-  const room = () => startScript("ours", "../broadcast_server.ts", ...LIMITS, "--quiet");
-  return [{
-    name: "echo",
-    title: "Echo",
-    explanation: "Every client sends a text, waits for the answer and sends the next.",
-    servers: [bare, ours, printing],
-    cases: [20, 200].flatMap((clients) => [20, 1024].map((bytes) => ({ clients, bytes }))),
-    measure: (servers, oneCase) => takeTurns(servers, oneCase, seconds, echo),
-  }, {
-    name: "steady",
-    title: "Echo at a steady rate",
-    explanation: "The clients send at a fixed rate, half of what the slower server can answer. " +
-      "A message waits from the moment it was due, so that a pause of the server shows in full.",
-    servers: [bare, ours],
-    cases: [20, 200, 1000].map((clients) => ({ clients, bytes: 20 })),
-    measure: (servers, oneCase) =>
-      takeTurns(servers, oneCase, seconds, steady, { warmUp: echo, rate }),
-  }, {
-    name: "broadcast",
-    title: "Broadcast",
-    explanation: `One client sends, all receive, and ${IN_FLIGHT} messages are under way.`,
-    servers: [bareRoom, room],
-    cases: [10, 100, 1000].map((clients) => ({ clients, bytes: 20 })),
-    measure: (servers, oneCase) => takeTurns(servers, oneCase, seconds, broadcast),
-  }, {
-    name: "joined",
-    title: "Broadcast by several instances",
-    explanation: "The same with one server, and with two and four that are joined through NATS. " +
-      "The processor time is that of all of them and of NATS.",
-    servers: [room, () => startJoined("two", 2), () => startJoined("four", 4)],
-    cases: [
-      { clients: 100, bytes: 20 },
-      { clients: 1000, bytes: 20 },
-      { clients: 1000, bytes: 20, rooms: 10 },
-    ],
-    measure: (servers, oneCase) => takeTurns(servers, oneCase, seconds, broadcast),
-  }, {
-    name: "idle",
-    title: "Connections",
-    explanation: "Connections are opened, 50 at a time, and stay silent.",
-    servers: [bare, ours],
-    cases: [{ clients: 1000, bytes: 0 }, { clients: 10_000, bytes: 0 }],
-    measure: idle,
-  }];
+/** The tables by their headings in bench.md, which says there what their clients do. */
+export function allTables(ws?: string): Record<string, Table> {
+  const bare = plain("bare");
+  const ours = script("ours", "server.ts", "--quiet");
+  const printing = script("ours, printing", "server.ts");
+  const bareRoom = plain("bare", "bare broadcast");
+  const room = script("ours", "broadcast_server.ts", "--quiet");
+  const pushes = [plain("bare", "bare push"), plain("ours, at once"), plain("ours, awaiting")];
+  const [echoes, rooms] = [others("echo", ws), others("broadcast", ws)];
+  return {
+    "Echo": {
+      measure: takeTurns(echo),
+      servers: [bare, ours, printing, ...echoes],
+      cases: [20, 200].flatMap((clients) => [20, 1024].map((bytes) => ({ clients, bytes }))),
+    },
+    "From callbacks to rules": {
+      measure: takeTurns(echo),
+      servers: [bare, plain("callbacks"), plain("loop"), ours],
+      cases: [{ clients: 20, bytes: 20 }],
+    },
+    "Echo in bulk": {
+      measure: takeTurns(echo),
+      servers: [bare, ours, ...echoes],
+      cases: [
+        { clients: 1, bytes: BULK, inFlight: 16 },
+        { clients: 1, bytes: 16 * BULK, inFlight: 4 },
+        { clients: 10, bytes: BULK, inFlight: 8 },
+        { clients: 1, bytes: BULK, inFlight: 1 },
+      ],
+    },
+    "Push": {
+      measure: takeTurns(push),
+      servers: [...pushes, ...others("push", ws)],
+      cases: [{ clients: 1, bytes: BULK, pieces: 3200 }],
+    },
+    "Echo at a steady rate": {
+      measure: takeTurns(echo, true),
+      servers: [bare, ours],
+      cases: [
+        ...[20, 200, 1000].map((clients) => ({ clients, bytes: 20 })),
+        { clients: 1000, bytes: 20, stalled: 20 },
+      ],
+    },
+    "Broadcast": {
+      measure: takeTurns(broadcast),
+      servers: [bareRoom, room, ...rooms],
+      cases: [10, 100, 1000].map((clients) => ({ clients, bytes: 20, inFlight: 8 })),
+    },
+    "Broadcast in bulk": {
+      measure: takeTurns(broadcast),
+      servers: [bareRoom, room, ...rooms],
+      cases: [{ clients: 10, bytes: BULK, inFlight: 8 }],
+    },
+    "Broadcast by several instances": {
+      measure: takeTurns(broadcast),
+      servers: NATS_SERVER ? [room, joined("two", 2), joined("four", 4)] : [],
+      cases: [100, 1000, 1000].map((clients, index) => (
+        { clients, bytes: 20, inFlight: 8, rooms: [1, 1, 10][index] }
+      )),
+    },
+    "Connections": {
+      measure: idle,
+      servers: [bare, ours],
+      cases: [{ clients: 1000, bytes: 0 }, { clients: 10_000, bytes: 0 }],
+    },
+  };
 }
-
-/** A line of a table. */
-export interface Row extends Case {
-  server: string;
-  figures: Record<string, { median: number; ratio?: Summary }>;
-}
-
-type Summary = ReturnType<typeof summary>;
 
 /** Measures a case, each round with new processes, as no two of a server are equally fast. */
-async function compare(table: Table, oneCase: Case, rounds: number): Promise<Row[]> {
+async function compare(
+  { measure, servers }: Table,
+  oneCase: Case,
+  rounds: number,
+  options: Options,
+) {
   const samples: Figures[][] = [];
   let names: string[] = [];
-  for (let round = 1; round <= rounds; round++) {
-    progress(`${table.title}, ${oneCase.clients} clients: round ${round} of ${rounds}`);
-    const servers: Server[] = [];
-    for (const startServer of table.servers) servers.push(await startServer());
-    names = servers.map(({ name }) => name);
-    samples.push(await table.measure(servers, oneCase));
+  for (let round = 0; round < rounds; round++) {
+    const started = await Promise.all(servers.map((start) => start()));
+    names = started.map(({ name }) => name);
+    samples.push(await measure(started, oneCase, options));
     await stopAll();
-    progress("");
   }
-  const figures = summarize(samples);
-  return names.map((server, index) => ({ server, ...oneCase, figures: figures[index] }));
+  return rowsOf(names, oneCase, samples);
 }
 
-/** The medians of each server's figures, and of their ratios to those of the first server. */
-export function summarize(rounds: Figures[][]): Row["figures"][] {
-  return rounds[0].map((figures, server) => {
-    const summarized: Row["figures"] = {};
-    for (const name of Object.keys(figures)) {
-      const { median } = summary(rounds.map((round) => round[server][name]));
-      const ratio = summary(rounds.map((round) => round[server][name] / round[0][name]));
-      summarized[name] = server > 0 ? { median, ratio } : { median };
-    }
-    return summarized;
-  });
+/** The same with so little that it only shows that it works. */
+function small(oneCase: Case): Case {
+  const entries = Object.entries(oneCase).map(([name, value]) => [name, Math.min(value, 10)]);
+  return { ...Object.fromEntries(entries), bytes: oneCase.bytes };
 }
 
-function summary(values: number[]) {
-  const sorted = values.toSorted((a, b) => a - b);
-  const [low, high] = [sorted.length - 1, sorted.length].map((twice) => sorted[twice >> 1]);
-  return { median: (low + high) / 2, min: sorted[0], max: sorted[sorted.length - 1] };
+/** Puts a table into bench.md in place of the one there, and draws bench.svg of all in it. */
+function write(title: string, text: string, conditions: string): void {
+  const before = new RegExp(`(?<=^### ${title}\n[^|#]*)\\|[^]*?\\n(?=\\n)`, "m");
+  const all = Deno.readTextFileSync(TEXT)
+    .replace(/^Medians of .*$/m, () => conditions)
+    .replace(before, () => text);
+  Deno.writeTextFileSync(TEXT, all);
+  Deno.writeTextFileSync(new URL("bench.svg", TEXT), picture(all));
 }
 
-/** Which wait a part of all did not exceed. */
-export function percentiles(waits: number[]): (part: number) => number {
-  const sorted = Float64Array.from(waits).sort();
-  return (part) => sorted[Math.ceil(part * sorted.length) - 1] ?? NaN;
-}
-
-function sum(values: number[]): number {
-  return values.length > 0 ? values.reduce((total, value) => total + value) : NaN;
-}
-
-function format(value: number, decimals = value < 100 ? 2 : 0): string {
-  if (Number.isNaN(value)) return "–";
-  return value.toLocaleString("en", {
-    minimumFractionDigits: decimals,
-    maximumFractionDigits: decimals,
-  });
-}
-
-/** The rows in Markdown, with the columns as wide as `deno fmt` wants them. */
-export function markdownTable(rows: Row[]): string {
-  const lines = rows.map(({ server, figures, ...oneCase }) => {
-    const line = [["server", server]];
-    for (const name of ["clients", "rooms", "bytes"] as const) {
-      if (rows.some((row) => row[name])) line.push([name, format(oneCase[name] ?? 1, 0)]);
-    }
-    for (const [name, { median, ratio }] of Object.entries(figures)) {
-      line.push([name, name === "failures" ? format(median, 0) : format(median)]);
-      if (!COMPARED.includes(name)) continue;
-      const isKnown = ratio && !Number.isNaN(ratio.median);
-      const range = isKnown && `(${format(ratio.min)}–${format(ratio.max)})`;
-      line.push(["ratio", isKnown ? `${format(ratio.median)} ${range}` : ""]);
-    }
-    line.push(["limit", isLimitedByLoad(figures) ? "load" : ""]);
-    return line;
-  });
-  const texts = [
-    lines[0].map(([heading]) => heading),
-    ...lines.map((line) => line.map(([, cell]) => cell)),
-  ];
-  const widths = texts[0].map((_, column) => Math.max(...texts.map((text) => text[column].length)));
-  const [headings, ...body] = texts.map((text) =>
-    text.map((cell, column) => column ? cell.padStart(widths[column]) : cell.padEnd(widths[0]))
-  );
-  const rule = widths.map((width, column) => `${"-".repeat(width - 1)}${column ? ":" : "-"}`);
-  return [headings, rule, ...body].map((line) => `| ${line.join(" | ")} |\n`).join("");
-}
-
-/** Shows on a terminal what is being done, in place of what it showed before. */
-function progress(text: string): void {
-  if (Deno.stderr.isTerminal()) Deno.stderr.writeSync(new TextEncoder().encode(`\r\x1b[K${text}`));
-}
-
-const USAGE = `Usage: deno run --allow-net --allow-run --allow-read tests/bench.ts [flags]
+const USAGE = `Usage: deno run --allow-all tests/bench.ts [flags]
+  --only TABLE       measure only this table, such as "Echo in bulk"
   --seconds SECONDS  time under load of each server, case and round (2)
   --rounds COUNT     rounds of each case, each with new processes (5)
-  --only TABLE       measure only echo, steady, broadcast, joined or idle
-  --url [NAME=]URL[,PROCESS_ID]
-                     add a server that runs already to the table of echo or broadcast, whichever it
-                     does, or to that of --only; its process for its processor time and its memory
-  --rate MESSAGES    messages a second in the table steady (half of the highest rate)
-  --markdown         write the tables into tests/bench.md, too; takes --allow-write
-  --json             print JSON
+  --rate MESSAGES    messages a second of the steady rate (half of the highest)
+  --ws FOLDER        measure the package ws of Node, too, which is installed there
+  --url URL          add a server that runs already to the table of --only
+  --quick            show in two seconds of load that the bench works; the figures mean nothing
+  --write            write tests/bench.md and tests/bench.svg
   --help             print this`;
 
 async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
+      only: { type: "string" },
       seconds: { type: "string", default: "2" },
       rounds: { type: "string", default: "5" },
-      only: { type: "string" },
-      url: { type: "string", multiple: true, default: [] },
       rate: { type: "string" },
-      markdown: { type: "boolean" },
-      json: { type: "boolean" },
-      bare: { type: "string" },
+      ws: { type: "string" },
+      url: { type: "string" },
+      quick: { type: "boolean" },
+      write: { type: "boolean" },
     },
   });
-  if (values.bare) return values.bare === "echo" ? bareEcho() : bareBroadcast();
-  const seconds = wholeNumber("seconds", values.seconds, 1, 60);
-  const rounds = wholeNumber("rounds", values.rounds, 1, 100);
-  const rate = values.rate === undefined ? undefined : wholeNumber("rate", values.rate, 1, 10 ** 7);
-  const names = allTables(seconds).map(({ name }) => name);
-  if (values.only && !names.includes(values.only)) {
-    throw usageError(`--only takes ${names.join(", ")}, not "${values.only}".`);
+  const { only, quick, ws, url } = values;
+  const seconds = quick ? 0.01 : wholeNumber("seconds", values.seconds, 1, 60);
+  const rounds = quick ? 1 : wholeNumber("rounds", values.rounds, 1, 100);
+  const rate = values.rate === undefined ? undefined : wholeNumber("rate", values.rate, 1);
+  const tables = allTables(ws);
+  if (only && !(only in tables)) {
+    throw usageError(`--only takes one of: ${Object.keys(tables).join(", ")}.`);
   }
-  let tables = allTables(seconds, rate).filter(({ name }) => name === (values.only ?? name));
-  if (!NATS_SERVER && tables.some(({ name }) => name === "joined")) {
-    console.error("Leaving out servers joined through NATS: there is no nats-server.");
-    tables = tables.filter(({ name }) => name !== "joined");
-  }
-  for (const server of values.url.map(parseServer)) {
-    const name = values.only ?? (await isBroadcastServer(server) ? "broadcast" : "echo");
-    tables.find((table) => table.name === name)?.servers.push(() => server);
-  }
-
+  if (url && !only) throw usageError("--url takes --only as well.");
   // However this ends, by Ctrl-C or an error, the servers end with it.
-  addEventListener("unload", stopAll);
-  Deno.addSignalListener("SIGINT", () => Deno.exit(130));
-  if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", () => Deno.exit(143));
-
-  const machine =
-    `Medians of ${rounds} rounds of ${seconds} s for each server, on ${await system()}`;
-  const results: Record<string, Row[]> = {};
-  const texts: string[] = [];
-  for (const table of tables) {
-    const rows: Row[] = [];
-    for (const oneCase of table.cases) rows.push(...await compare(table, oneCase, rounds));
-    results[table.name] = rows;
-    const text = `### ${table.title}\n\n${table.explanation}\n\n${markdownTable(rows)}`;
-    texts.push(text);
-    if (!values.json) console.log(text);
+  addEventListener("unload", () => running.forEach((program) => program.kill("SIGKILL")));
+  for (const signal of Deno.build.os === "windows" ? [] : ["SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(signal, () => Deno.exit(130));
   }
-  if (values.json) console.log(JSON.stringify({ machine, results }, null, 2));
-  else console.log(`${machine}\nThe columns are explained in tests/bench.md.`);
-  if (values.markdown) writeMarkdown(`${machine}\n\n${texts.join("\n")}`);
-}
 
-/** Puts figures into bench.md, in place of those that are there. */
-function writeMarkdown(figures: string): void {
-  const file = new URL("bench.md", import.meta.url);
-  const text = Deno.readTextFileSync(file);
-  const section = /(?<=^## The figures\n\n)[^]*?(?=\n## )/m;
-  Deno.writeTextFileSync(file, text.replace(section, () => figures));
-}
-
-async function system(): Promise<string> {
-  const { os, arch } = Deno.build;
-  const model = (await cat("/proc/cpuinfo")).match(/model name\s*: (.*)/)?.[1] ?? arch;
-  const cores = navigator.hardwareConcurrency;
-  return `${cores} cores (${model}) that run the clients as well, ${os}, Deno ${Deno.version.deno}.`;
+  const each = `${rounds} rounds of ${seconds} s for each server`;
+  const machine = `${cpus().length} cores (${cpus()[0].model}) that run the clients as well`;
+  const system = `${Deno.build.os}, Deno ${Deno.version.deno}`;
+  const conditions = `Medians of ${each}, on ${machine}, ${system}.`;
+  console.log(conditions);
+  for (const [title, all] of Object.entries(tables)) {
+    if (title !== (only ?? title) || all.servers.length === 0) continue;
+    const rows: Row[] = [];
+    if (url) all.servers.push(() => Promise.resolve({ name: url, urls: [url], processIds: [] }));
+    for (const oneCase of quick ? all.cases.slice(-1).map(small) : all.cases) {
+      rows.push(...await compare(all, oneCase, rounds, { seconds, rate }));
+    }
+    const text = table(rows);
+    console.log(`\n${title}\n\n${text}`);
+    if (values.write) write(title, text, conditions);
+  }
 }
 
 if (import.meta.main) await runScript(USAGE, main);

@@ -1,18 +1,14 @@
 /// <reference types="./std.d.ts" />
-// What the README says of running the scripts elsewhere: copied, by URL, behind a proxy, as a service.
+// What the reference says of running the scripts elsewhere: by URL, behind nginx, as a service.
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { retry } from "@std/async";
 import { existsSync } from "node:fs";
-import { dirname } from "node:path";
-import { fileURLToPath } from "node:url";
 import { handshake, Inbox, Program, Script, test, TestClient, within } from "./helpers.ts";
+import { blockOf, deno, freePort, makeFolder, read, REFERENCE, ROOT, SOON } from "./readme.ts";
 
-const ROOT = fileURLToPath(new URL("../", import.meta.url));
 const NGINX = "/usr/sbin/nginx";
 const SYSTEMD_ANALYZE = "/usr/bin/systemd-analyze";
-/** For what happens soon, without an event that tells of it. */
-const SOON = { minTimeout: 20, maxTimeout: 200, maxAttempts: 50 };
 
 /** Registers a test that needs this program of Debian's; without it, the test is ignored. */
 function testWith(program: string, name: string, fn: () => Promise<void>): void {
@@ -23,56 +19,46 @@ function testWith(program: string, name: string, fn: () => Promise<void>): void 
   Deno.test.ignore(name, fn);
 }
 
-/** What the README has in a fence of this language: the first block that matches. */
-async function printed(language: string, wanted = /./): Promise<string> {
-  const readme = await Deno.readTextFile(`${ROOT}README.md`);
-  const blocks = [...readme.matchAll(/^```(\w+)\n([^]*?)^```$/gm)];
-  const block = blocks.find(([, tag, text]) => tag === language && wanted.test(text));
-  assert(block, `The README has no block of ${language} with ${wanted}.`);
-  return block[2];
+// The first start, and by URL.
+
+test(
+  { needs: "run" },
+  "a first start, also by URL, fetches the standard library alone",
+  async () => {
+    await using server = await Script.server("server.ts");
+    await using site = serveRepository();
+    const [, ...byUrl] = (read(REFERENCE).match(/deno run [^`]*--import-map[^`]*/) ?? [""])[0]
+      .replaceAll("https://example.com/websocket", `http://127.0.0.1:${site.addr.port}`).split(" ");
+    const run = ["run", "--allow-net"];
+    const starts: [string[], RegExp][] = [
+      [[...run, "server.ts", "--port", "0"], /^Echo server on /],
+      [[...run, "broadcast_server.ts", "--port", "0"], /^Broadcast server on /],
+      [[...run, "client.ts", server.url, "--count", "1"], /^Data received as /],
+      [[...run, "websockets", "--help"], /^Usage: /],
+      [[...byUrl, "--port", "0"], /^Echo server on /],
+    ];
+    await Promise.all(starts.map(async ([args, firstLine]) => {
+      await using cache = await makeFolder();
+      const env = { DENO_DIR: cache.path, NO_COLOR: "1" };
+      await using program = deno(args, { cwd: ROOT, env });
+      try {
+        await program.prints(firstLine);
+      } catch (error) {
+        if (!/error sending request/.test(`${error}`)) throw error;
+        return console.log("Ignoring a first start: the npm registry can't be reached.");
+      }
+      const [registry] = Deno.readDirSync(`${cache.path}/npm`);
+      const packages = [...Deno.readDirSync(`${cache.path}/npm/${registry.name}`)];
+      assertEquals(packages.map(({ name }) => name), ["deno-std"], args.join(" "));
+    }));
+  },
+);
+
+/** A site with the files of this repository. */
+function serveRepository() {
+  const options = { hostname: "127.0.0.1", port: 0, onListen: () => {} };
+  return Deno.serve(options, ({ url }) => new Response(read(new URL(url).pathname.slice(1))));
 }
-
-/** A folder that is removed again. All users may enter it, as nginx gives up being root. */
-async function makeFolder() {
-  const path = await Deno.makeTempDir();
-  if (Deno.build.os !== "windows") await Deno.chmod(path, 0o755);
-  return { path, [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }) };
-}
-
-function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
-}
-
-/** A Deno of its own, such as one with an empty cache. */
-function deno(args: string[], options?: Deno.CommandOptions): Program {
-  return new Program(Deno.execPath(), [args[0], "--no-prompt", ...args.slice(1)], options);
-}
-
-// The first start, copied, and by URL.
-
-test({ needs: "run" }, "a first start fetches the standard library alone", async () => {
-  await using server = await Script.server("server.ts");
-  const starts: [string[], RegExp][] = [
-    [["server.ts", "--port", "0"], /^Echo server on /],
-    [["broadcast_server.ts", "--port", "0"], /^Broadcast server on /],
-    [["client.ts", server.url, "--count", "1"], /^Data received as /],
-  ];
-  await Promise.all(starts.map(async ([script, firstLine]) => {
-    await using cache = await makeFolder();
-    const env = { DENO_DIR: cache.path, NO_COLOR: "1" };
-    await using program = deno(["run", "--allow-net", ...script], { cwd: ROOT, env });
-    try {
-      await program.prints(firstLine);
-    } catch (error) {
-      if (!/error sending request/.test(`${error}`)) throw error;
-      return console.log("Ignoring a first start: the npm registry can't be reached.");
-    }
-    const [registry] = Deno.readDirSync(`${cache.path}/npm`);
-    const packages = [...Deno.readDirSync(`${cache.path}/npm/${registry.name}`)];
-    assertEquals(packages.map(({ name }) => name), ["deno-std"], script[0]);
-  }));
-});
 
 test({ needs: "run" }, "the scripts run from any working directory", async () => {
   await using folder = await makeFolder();
@@ -81,56 +67,9 @@ test({ needs: "run" }, "the scripts run from any working directory", async () =>
   await server.prints(/^Echo server on /);
 });
 
-test({ needs: "run" }, "the README's command runs a script by its URL", async () => {
-  const folder = new URL("../", import.meta.url);
-  const options = { hostname: "127.0.0.1", port: 0, onListen: () => {} };
-  await using site = Deno.serve(options, async ({ url }) => {
-    return new Response(await Deno.readTextFile(new URL(`.${new URL(url).pathname}`, folder)));
-  });
-  // A cache of its own, which has this machine's packages, keeps modules of this site out of others.
-  await using cache = await makeFolder();
-  const { stdout } = await new Deno.Command(Deno.execPath(), { args: ["info", "--json"] }).output();
-  const { npmCache } = JSON.parse(new TextDecoder().decode(stdout));
-  await Deno.symlink(npmCache, `${cache.path}/npm`, { type: "junction" });
-
-  const readme = await Deno.readTextFile(`${ROOT}README.md`);
-  const [command = ""] = readme.match(/deno run [^`]*--import-map[^`]*/) ?? [];
-  const here = command.replaceAll(
-    "https://example.com/websocket",
-    `http://127.0.0.1:${site.addr.port}`,
-  );
-  const args = [...here.split(" ").slice(1), "--port", "0"];
-  await using server = deno(args, {
-    cwd: cache.path,
-    env: { DENO_DIR: cache.path, NO_COLOR: "1" },
-  });
-  await server.prints(/^Echo server on /);
-});
-
-test({ needs: "linux" }, "the README's commands make a server of one's own", async () => {
-  await using folder = await makeFolder();
-  const clone = `${folder.path}/clone`;
-  await Deno.mkdir(clone);
-  for await (const { name, isFile } of Deno.readDir(ROOT)) {
-    if (isFile) await Deno.copyFile(ROOT + name, `${clone}/${name}`);
-  }
-  const port = freePort();
-  const script = (await printed("ts", /^import { serve }/)).replace("8000", `${port}`);
-  await Deno.writeTextFile(`${clone}/my_server.ts`, script);
-  // With `exec` there is no shell left to stop.
-  const commands = (await printed("sh", /^cp /m)).replace("deno run", "exec deno run");
-  const env = { PATH: `${dirname(Deno.execPath())}:${Deno.env.get("PATH")}`, NO_COLOR: "1" };
-  await using _shell = new Program("sh", ["-ec", commands], { cwd: clone, env });
-
-  await using client = await retry(() => TestClient.open(`ws://localhost:${port}`), SOON);
-  assertEquals(await client.next(), "Welcome.");
-  const page = await fetch(`http://localhost:${port}/`);
-  assertMatch(await page.text(), /^<!doctype html>/i);
-});
-
 // Behind a proxy.
 
-/** A script behind nginx, which is started with the README's configuration. */
+/** A script behind nginx, which is started with the reference's configuration. */
 async function startProxied([script, ...flags]: string[], headerTimeout = "$1") {
   await using stack = new AsyncDisposableStack();
   const server = stack.use(await Script.server(script, ...flags));
@@ -142,9 +81,9 @@ async function startProxied([script, ...flags]: string[], headerTimeout = "$1") 
   const cert = await Deno.readTextFile(`${folder}/cert.pem`);
 
   const port = freePort();
-  const site = (await printed("nginx"))
+  const site = blockOf("nginx")
     .replace("listen 443", `listen 127.0.0.1:${port}`)
-    .replace("9998", new URL(server.url).port)
+    .replaceAll("9998", new URL(server.url).port)
     .replaceAll("/etc/ssl/example.com", folder)
     .replace(/(?<=client_header_timeout )(\w+)/, headerTimeout);
   // What Debian's nginx.conf says around a site; temporary files stay in the folder.
@@ -196,6 +135,30 @@ testWith(NGINX, "behind nginx, pages of its site and pushes come in", async () =
   const status = new Uint8Array("HTTP/1.1 403".length);
   await within(evil.read(status), "the refusal");
   assertEquals(status, bytes("HTTP/1.1 403"));
+});
+
+testWith(NGINX, "behind nginx, Java's clients can connect and push", async () => {
+  await using proxied = await startProxied(["broadcast_server.ts"]);
+  const handshakeOfJava = handshake({ "Content-Length": "0" });
+  const pushOfJava =
+    "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n" +
+    "Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n" +
+    "Content-Length: 6\r\n\r\npushed";
+  const statusOf = async (connection: Deno.Conn, request: string) => {
+    await connection.write(bytes(request));
+    const status = new Uint8Array("HTTP/1.1 101".length);
+    await within(connection.read(status), "an answer");
+    return new TextDecoder().decode(status).slice(-3);
+  };
+  await using other = await proxied.open();
+  for (const [request, status] of [[handshakeOfJava, "101"], [pushOfJava, "202"]]) {
+    using through = await proxied.connect();
+    assertEquals(await statusOf(through, request), status);
+    // When the runtime takes them, nginx need not leave their headers out any more.
+    using direct = await Deno.connect({ port: Number(new URL(proxied.server.url).port) });
+    assertEquals(await statusOf(direct, request), "400");
+  }
+  assertEquals(await other.next(), "pushed");
 });
 
 testWith(NGINX, "behind nginx, echo answers text and the largest message", async () => {
@@ -251,10 +214,10 @@ testWith(NGINX, "a restart behind nginx costs a client a pause and no round", as
 
 testWith(
   SYSTEMD_ANALYZE,
-  "systemd finds no fault in the README's unit, and it starts",
+  "systemd finds no fault in the reference's unit, and it starts",
   async () => {
     await using folder = await makeFolder();
-    const unit = (await printed("ini"))
+    const unit = blockOf("ini")
       .replaceAll("/usr/local/bin/deno", Deno.execPath())
       .replaceAll("/srv/websocket/", ROOT);
     await Deno.writeTextFile(`${folder.path}/websocket.service`, unit);

@@ -216,6 +216,7 @@ test(
     await using server = startServer(async (websocket) => {
       events.put("sends");
       await websocket.send(LARGE);
+      await websocket.send("after it");
       events.put("goes on");
     });
     using client = await RawClient.upgraded(server.port);
@@ -234,6 +235,7 @@ test({ needs: "net" }, "a `send` that is awaited goes on when the client reads",
   const events = new Inbox<string>();
   await using server = startServer(async (websocket) => {
     await websocket.send(LARGE);
+    await websocket.send("after it");
     events.put("goes on");
     await websocket.receive();
   });

@@ -4,8 +4,6 @@
 import { bytesOf, type Sendable, type WaitingMessage } from "./sendable.ts";
 import type { Waiting } from "./waiting.ts";
 
-/** Bytes that may wait for a client when its `send` is done: enough to keep a fast one busy. */
-const LITTLE = 3 * 1024 ** 2;
 /** Bytes that the runtime takes for a message, beside its content. */
 const HANDED_COST = 1024;
 /** Bytes that the kernel may take for a client that reads nothing. */
@@ -55,7 +53,7 @@ export class Outbox {
   /** Whether this is to be looked at soon. */
   get isEager(): boolean {
     const isCloseDue = this.#closing !== undefined && this.socket.readyState === WebSocket.OPEN;
-    return this.queue.length > 0 || this.#drained !== undefined || isCloseDue;
+    return this.queue.length > 0 || isCloseDue;
   }
 
   /** Whether the client has taken nothing for long. */
@@ -70,27 +68,20 @@ export class Outbox {
     return this.isStuck || this.#taken === 0 && clients * 2 <= this.waiting.clients;
   }
 
-  /** Done when little waits for this client, or when the client is gone. */
+  /** Done when the runtime was handed all that waits for this client, or when the client is gone. */
   send(data: Sendable): Promise<void> {
     if (this.#closing) return DONE;
     if (this.queue.length > 0) this.handOver();
     if (this.queue.length === 0 && this.#fits(bytesOf(data))) {
       this.#hand(data);
-    } else {
-      this.waiting.watch(this, true);
-      if (this.queue.length === 0 && this.#taken < KERNEL) this.#taken = 0;
-      this.queue.push(this.waiting.keep(data));
-      this.waiting.relieve();
+      return DONE;
     }
-    if (this.queue.length === 0 && this.handed <= LITTLE) return DONE;
-    return this.#untilDrained();
-  }
-
-  #untilDrained(): Promise<void> {
-    this.see();
-    if (this.queue.length === 0 && this.handed <= LITTLE) return DONE;
-    this.#drained ??= Promise.withResolvers();
     this.waiting.watch(this, true);
+    if (this.queue.length === 0 && this.#taken < KERNEL) this.#taken = 0;
+    this.queue.push(this.waiting.keep(data));
+    this.waiting.relieve();
+    if (this.#isEnded) return DONE;
+    this.#drained ??= Promise.withResolvers();
     return this.#drained.promise;
   }
 
@@ -148,7 +139,7 @@ export class Outbox {
       count++;
     }
     if (count > 0) this.queue.splice(0, count);
-    if (this.queue.length > 0 || this.handed > LITTLE) return;
+    if (this.queue.length > 0) return;
     this.#drained?.resolve();
     this.#drained = undefined;
     if (this.handed === 0) this.#sendClose();

@@ -13,8 +13,8 @@ import { copyOf, costOf, isCopy, type Sendable, type WaitingMessage } from "./se
 export const MAX_WAITING = Math.min(1024 ** 3, Math.floor(getHeapStatistics().heap_size_limit / 4));
 /** Bytes that the runtime is handed for all clients that take it: enough for many fast ones. */
 const MAX_HANDED = 64 * 1024 ** 2;
-/** One client is handed so much of what is left of `MAX_HANDED`: 4 MiB, or less if many wait. */
-const SHARE = 1 / 16;
+/** One client is handed so much of what is left of `MAX_HANDED`: 8 MiB, or less if many wait. */
+const SHARE = 1 / 8;
 /** Milliseconds until the next look at a client that takes what it is sent at once. */
 const SHORT_LOOK = 1;
 /** Milliseconds between looks at all others for which something waits. */

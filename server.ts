@@ -2,8 +2,6 @@
 //
 //   deno run --allow-net server.ts
 //   Echo server on ws://localhost:9999, page at http://localhost:9999/
-//
-// Every text that a client sends comes back in a sentence with the time.
 
 import { parseArgs } from "node:util";
 import { type Connection, type Message, print, runScript, runServer } from "websockets";
@@ -28,14 +26,9 @@ async function answer(websocket: Connection, message: Message) {
   print("Send reply");
 }
 
-let millisecond = 0;
-let time = "";
-
-/** The local time as Python prints it, taken once a millisecond at most because that is slow. */
+/** The local time as Python prints it. */
 export function now(): string {
-  if (millisecond === (millisecond = Date.now())) return time;
-  const local = Temporal.Now.plainDateTimeISO();
-  return time = local.toString({ fractionalSecondDigits: 6 }).replace("T", " ");
+  return Temporal.Now.plainDateTimeISO().toString({ fractionalSecondDigits: 6 }).replace("T", " ");
 }
 
 const USAGE = `Usage: deno run --allow-net server.ts [flags]

@@ -15,13 +15,8 @@ export type { RequestInfo, ServeOptions } from "./options.ts";
 export { type Handler, serve, type Server } from "./serve.ts";
 export type { Close } from "./outbox.ts";
 export type { Sendable } from "./sendable.ts";
-export {
-  type RunOptions,
-  runServer,
-  SERVER_FLAGS,
-  SERVER_USAGE,
-  type ServerFlags,
-} from "./run_server.ts";
+export { type RunOptions, runServer, SERVER_FLAGS, SERVER_USAGE } from "./run_server.ts";
+export type { ServerFlags } from "./run_server.ts";
 export { Relay } from "./nats.ts";
 export { printMessage } from "./messages.ts";
 

@@ -50,20 +50,12 @@ export interface ServeOptions {
   log?: Log;
 }
 
-/** The limits of a server, all of them. */
-export interface Limits {
-  maxMessage: number;
-  maxClients: number;
-  maxWaiting: number;
-  idleTimeout: number;
-}
-
 /**
  * The limits that are given, or else the constants of the same name.
  *
  * @throws {RangeError} for a limit that would let everyone in, or nobody.
  */
-export function limitsOf(options: ServeOptions): Limits {
+export function limitsOf(options: ServeOptions) {
   const { maxMessage = MAX_MESSAGE, maxClients = MAX_CLIENTS } = options;
   const { maxWaiting = MAX_WAITING, idleTimeout = IDLE_TIMEOUT } = options;
   for (const [name, limit] of Object.entries({ maxMessage, maxClients, maxWaiting })) {

@@ -5,14 +5,8 @@ import { deadline, delay } from "@std/async";
 import { ask } from "./ask.ts";
 import { Connection, ConnectionClosed } from "./connection.ts";
 import { answerPreflight, askForUpgrade, isHandshake, isKnownOrigin } from "./handshake.ts";
-import { isPreflight, makeReadable, mayHaveBody } from "./handshake.ts";
-import {
-  refuse,
-  refuseBody,
-  refuseHandshake,
-  RETRY_AFTER,
-  selectSubprotocol,
-} from "./handshake.ts";
+import { isPreflight, makeReadable, mayHaveBody, refuse, refuseBody } from "./handshake.ts";
+import { refuseHandshake, RETRY_AFTER, selectSubprotocol } from "./handshake.ts";
 import { describeError, errorLog, printable, unfailing } from "./lines.ts";
 import { listen } from "./listen.ts";
 import { Outbox } from "./outbox.ts";
@@ -21,7 +15,6 @@ import { currentClient, Waiting } from "./waiting.ts";
 
 /** Milliseconds that a stopping server waits for its clients: containers are killed after 10 s. */
 const SHUTDOWN_TIMEOUT = 5_000;
-const FAILED = "The server failed to handle this.";
 
 /**
  * What a server does for a client: it is called once for each, and may be async. When it returns,
@@ -164,16 +157,12 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
       if (Error.isError(error) && error instanceof ConnectionClosed) {
         client.close();
       } else {
-        logFailure(error);
-        client.close(1011, FAILED);
+        log(`The handler failed: ${describeError(error)}`);
+        client.close(1011, "The server failed to handle this.");
       }
     }
     await client.closed;
     clients.delete(client);
-  }
-
-  function logFailure(error: unknown) {
-    log(`The handler failed: ${describeError(error)}`);
   }
 
   function onError(error: unknown): Response {

@@ -9,7 +9,7 @@ const ATTEMPTS = 10;
 export type ListenOptions =
   & Deno.ServeTcpOptions
   & Partial<Deno.TlsCertifiedKeyPem>
-  & { hostname: string };
+  & { hostname: string; signal: AbortSignal };
 
 /**
  * Listens. For `localhost` these are both loopback addresses, with the same port: the one that the
@@ -22,7 +22,9 @@ export function listen(
   answer: Deno.ServeHandler<Deno.NetAddr>,
 ): Deno.HttpServer<Deno.NetAddr>[] {
   for (let attempt = 1;; attempt++) {
-    const server = Deno.serve(options, answer);
+    const abandoned = new AbortController();
+    const signal = AbortSignal.any([options.signal, abandoned.signal]);
+    const server = Deno.serve({ ...options, signal }, answer);
     if (options.hostname !== "localhost") return [server];
     const { hostname, port } = server.addr;
     const other = LOOPBACK.find((address) => address !== hostname) ?? "";
@@ -31,7 +33,8 @@ export function listen(
       return [server, Deno.serve({ ...options, hostname: other, port }, answer)];
     } catch (error) {
       if (!(error instanceof Deno.errors.AddrInUse)) return [server];
-      server.shutdown();
+      // After a `shutdown`, the runtime would throw when `options.signal` aborts.
+      abandoned.abort();
       if (options.port !== 0 || attempt === ATTEMPTS) throw error;
     }
   }

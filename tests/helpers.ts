@@ -57,6 +57,20 @@ export const NATS_SERVER = find(
 /** Debian's Python, where its package python3-websockets is installed. */
 export const PYTHON = find("/usr/lib/python3/dist-packages/websockets") && find("/usr/bin/python3");
 
+/** What gives a program files and a network of its own. */
+const UNSHARE = ["--map-root-user", "--mount", "--net"];
+
+/** Whether `localhost` can be tested here: not every container has IPv6, or lets a test unshare. */
+function hasLocalhost(): boolean {
+  try {
+    for (const hostname of ["127.0.0.1", "::1"]) Deno.listen({ hostname, port: 0 }).close();
+    const args = [...UNSHARE, "sh", "-c", "ip link set lo up"];
+    return new Deno.Command("unshare", { args }).outputSync().success;
+  } catch {
+    return false;
+  }
+}
+
 /** What a test may need: where it is missing, the test is ignored, and a line says what to do. */
 const needs = {
   net: [net, "that need the network: `deno task test` runs them"],
@@ -71,6 +85,11 @@ const needs = {
     run && PYTHON,
     "with Python: install python3-websockets, and `deno task test` runs them",
   ],
+  /** Looked for only where a test needs it, because that starts a program. */
+  get localhost() {
+    const what = `::1, \`ip\`, and \`unshare ${UNSHARE.join(" ")}\``;
+    return [run && hasLocalhost(), `of \`localhost\`: they need ${what}`] as const;
+  },
 } as const;
 const told = new Set<string>();
 

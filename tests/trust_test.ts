@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { retry } from "@std/async";
 import { handler } from "../server.ts";
-import type { Handler } from "websockets";
+import type { Handler, ServeOptions } from "websockets";
 import { MAX_MESSAGE } from "../websockets/options.ts";
 import {
   ask,
@@ -19,6 +19,7 @@ import {
   TestClient,
   within,
 } from "./helpers.ts";
+import { listen } from "./peers.ts";
 
 const silent = () => {};
 const TEXT = 1;
@@ -254,6 +255,105 @@ test(
     assertEquals(await server.end(), 1);
     assertMatch(server.errors.all.join("\n"), /^Stopped listening \(.*\): raise ulimit -n .*$/);
     for (const client of clients) client[Symbol.dispose]();
+  },
+);
+
+// What clients of other makes send.
+
+test(
+  { needs: "net" },
+  "what comes together with the handshake is heard, up to a message that is cut in two",
+  async () => {
+    const heard = new Inbox<string>();
+    await using server = startServer(listen(heard));
+    using client = await RawClient.open(server.port);
+    const last = frame(TEXT, "three");
+    const start = [handshake(), frame(TEXT, "one"), frame(TEXT, "two"), last.subarray(0, 8)];
+    await client.write(await new Blob(start).bytes());
+    assertMatch(await client.head(), /^HTTP\/1\.1 101 /);
+    assertEquals([await heard.next(), await heard.next()], ["one", "two"]);
+    await client.write(last.subarray(8));
+    assertEquals(await heard.next(), "three");
+  },
+);
+
+test({ needs: "net" }, "one connection brings a GET, a POST and then a handshake", async () => {
+  const heard = new Inbox<string>();
+  const request: ServeOptions["request"] = async ({ method, headers, body }) => {
+    if (!headers.has("upgrade")) {
+      return new Response(`${method} ${await new Response(body).text()}.`);
+    }
+  };
+  await using server = startServer(listen(heard), { request });
+  using client = await RawClient.open(server.port);
+  const get = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+  const post = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody";
+  for (const [text, answer] of [[get, "GET ."], [post, "POST body."]]) {
+    await client.write(text);
+    await client.head();
+    assertEquals(new TextDecoder().decode(await client.read()), answer);
+  }
+  await client.write(handshake());
+  assertMatch(await client.head(), /^HTTP\/1\.1 101 /);
+  await client.write(frame(TEXT, "hello"));
+  assertEquals(await heard.next(), "hello");
+});
+
+test({ needs: "net" }, "a handshake may have 95 headers, and a cookie of 60 kB", async () => {
+  const seen = new Inbox<[count: number, cookie?: number]>();
+  await using server = startServer((_websocket, { headers }) => {
+    seen.put([[...headers].length, headers.get("cookie")?.length]);
+  });
+  const more = Array.from({ length: 89 }, (_, index) => [`X-${index}`, "x"]);
+  const headers = { Cookie: "c".repeat(60_000), ...Object.fromEntries(more) };
+  assertEquals((await ask(server.port, handshake(headers))).status, 101);
+  assertEquals(await seen.next(), [95, 60_000]);
+});
+
+test(
+  { needs: "net" },
+  "a message in pieces may have pings between, which are answered",
+  async () => {
+    const heard = new Inbox<string>();
+    await using server = startServer(listen(heard));
+    using client = await RawClient.upgraded(server.port);
+    const pieces = [frame(TEXT, "on", false), frame(0, "", false), frame(0, "e")];
+    const [first, second, third] = pieces;
+    await client.write(
+      await new Blob([first, frame(PING, "?"), second, frame(PING), third]).bytes(),
+    );
+    assertEquals(await heard.next(), "one");
+    assertEquals([...await client.read()], [0x80 | PONG, 1, 63, 0x80 | PONG, 0]);
+  },
+);
+
+test({ needs: "net" }, "a mask may be zero, and a length longer than it has to be", async () => {
+  const heard = new Inbox<string>();
+  await using server = startServer(listen(heard));
+  using client = await RawClient.upgraded(server.port);
+  const [zero, mask] = [[0, 0, 0, 0], [1, 2, 3, 4]];
+  const lengths = [[0x82], [0xfe, 0, 2], [0xff, 0, 0, 0, 0, 0, 0, 0, 2]];
+  for (const length of lengths) {
+    await client.write(new Uint8Array([0x80 | TEXT, ...length, ...zero, 104, 105]));
+    await client.write(new Uint8Array([0x80 | TEXT, ...length, ...mask, 104 ^ 1, 105 ^ 2]));
+  }
+  for (let count = 0; count < 6; count++) assertEquals(await heard.next(), "hi");
+});
+
+test(
+  { needs: "net" },
+  "a Close frame may be empty, and one of a single byte is an error",
+  async () => {
+    const heard = new Inbox<string>();
+    await using server = startServer(listen(heard));
+    for (
+      const [payload, answer, code] of [["", [0x80 | CLOSE, 0], 1005], ["x", [], 1006]] as const
+    ) {
+      using client = await RawClient.upgraded(server.port);
+      await client.write(frame(CLOSE, payload));
+      assertEquals([...await client.read()], [...answer]);
+      assertEquals(await heard.next(), `closed with ${code}`);
+    }
   },
 );
 

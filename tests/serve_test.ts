@@ -716,13 +716,22 @@ test({ needs: "net" }, "`await using` stops a server at the end of its block", a
 
 test({ needs: "net" }, "a `signal` that aborts stops the server as `shutdown` does", async () => {
   const stop = new AbortController();
-  const server = serve(echo, { port: 0, signal: stop.signal });
-  const client = await TestClient.open(urlOf(server));
-  client.send("hello");
-  await client.next();
+  // More than the kernel takes, so that most of it waits in the server.
+  const count = 20;
+  const handler: Handler = async (websocket) => {
+    for (let sent = 0; sent < count; sent++) websocket.send(new Uint8Array(1_000_000));
+    await websocket.closed;
+  };
+  const server = serve(handler, { port: 0, signal: stop.signal });
+  using client = await RawClient.upgraded(server.addr.port);
+  await retry(() => assert(server.waiting > 1_000_000), { minTimeout: 5 });
   stop.abort();
-  assertEquals((await within(client.closed, "the close")).code, 1001);
+  const reason = "The server is shutting down.";
+  assertEquals(await client.readClose(), { code: 1001, reason, before: count * 1_000_010 });
+  await client.write(frame(CLOSE));
   await within(server.finished, "the server to stop");
+  const aborted = serve(handler, { port: 0, signal: AbortSignal.abort() });
+  await within(aborted.finished, "a server that may not start");
 });
 
 test({ needs: "net" }, "two servers in one process know nothing of each other", async () => {

@@ -4,17 +4,23 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { retry } from "@std/async";
 import { existsSync } from "node:fs";
-import { handshake, Inbox, Program, Script, test, TestClient, within } from "./helpers.ts";
+import { CHROMIUM, CHROMIUM_FLAGS, countDescriptors, handshake, Inbox } from "./helpers.ts";
+import { Program, RawClient, Script, test, TestClient, within } from "./helpers.ts";
 import { blockOf, deno, freePort, makeFolder, read, REFERENCE, ROOT, SOON } from "./readme.ts";
 
 const NGINX = "/usr/sbin/nginx";
 const SYSTEMD_ANALYZE = "/usr/bin/systemd-analyze";
 
 /** Registers a test that needs this program of Debian's; without it, the test is ignored. */
-function testWith(program: string, name: string, fn: () => Promise<void>): void {
+function testWith(
+  program: string,
+  name: string,
+  fn: () => Promise<void>,
+  needs: "linux" | "chromium" = "linux",
+): void {
   const mayLook = Deno.permissions.querySync({ name: "read" }).state === "granted";
   const isMissing = mayLook && Deno.build.os === "linux" && !existsSync(program);
-  if (!isMissing) return test({ needs: "linux" }, name, fn);
+  if (!isMissing) return test({ needs }, name, fn);
   console.log(`Ignoring "${name}": install ${program}, and \`deno task test\` runs it.`);
   Deno.test.ignore(name, fn);
 }
@@ -70,9 +76,12 @@ test({ needs: "run" }, "the scripts run from any working directory", async () =>
 // Behind a proxy.
 
 /** A script behind nginx, which is started with the reference's configuration. */
-async function startProxied([script, ...flags]: string[], headerTimeout = "$1") {
+async function startProxied(
+  start: Promise<Program & { url: string }>,
+  headerTimeout = "$1",
+) {
   await using stack = new AsyncDisposableStack();
-  const server = stack.use(await Script.server(script, ...flags));
+  const server = stack.use(await start);
   const folder = stack.use(await makeFolder()).path;
   const openssl = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
     "-subj /CN=localhost -addext subjectAltName=DNS:localhost " +
@@ -91,7 +100,7 @@ async function startProxied([script, ...flags]: string[], headerTimeout = "$1") 
     .map((each) => `${each}_temp_path ${folder}/${each};`).join(" ");
   await Deno.writeTextFile(
     `${folder}/nginx.conf`,
-    `daemon off; master_process off; pid ${folder}/pid; events {} http { access_log off; ${temporary}\n${site}}`,
+    `daemon off; master_process off; pid ${folder}/pid; events {} http { access_log ${folder}/access.log; ${temporary}\n${site}}`,
   );
   stack.use(new Program(NGINX, ["-e", "stderr", "-c", `${folder}/nginx.conf`]));
   await retry(async () => (await Deno.connect({ port })).close(), SOON);
@@ -113,11 +122,12 @@ async function startProxied([script, ...flags]: string[], headerTimeout = "$1") 
 }
 
 const bytes = (text: string) => new TextEncoder().encode(text);
-const countDescriptors = ({ pid }: Script) => [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
 
 testWith(NGINX, "behind nginx, pages of its site and pushes come in", async () => {
   const origin = "https://example.com";
-  await using proxied = await startProxied(["broadcast_server.ts", "--origin", origin]);
+  await using proxied = await startProxied(
+    Script.server("broadcast_server.ts", "--origin", origin),
+  );
   const { client } = proxied;
   const url = `https://localhost:${proxied.port}/`;
   const page = await fetch(url, { client });
@@ -138,7 +148,7 @@ testWith(NGINX, "behind nginx, pages of its site and pushes come in", async () =
 });
 
 testWith(NGINX, "behind nginx, Java's clients can connect and push", async () => {
-  await using proxied = await startProxied(["broadcast_server.ts"]);
+  await using proxied = await startProxied(Script.server("broadcast_server.ts"));
   const handshakeOfJava = handshake({ "Content-Length": "0" });
   const pushOfJava =
     "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n" +
@@ -162,7 +172,7 @@ testWith(NGINX, "behind nginx, Java's clients can connect and push", async () =>
 });
 
 testWith(NGINX, "behind nginx, echo answers text and the largest message", async () => {
-  await using proxied = await startProxied(["server.ts", "--quiet"]);
+  await using proxied = await startProxied(Script.server("server.ts", "--quiet"));
   await using client = await proxied.open();
   client.send("hello");
   assertMatch(String(await client.next()), /^Data received as "hello"\./);
@@ -172,7 +182,7 @@ testWith(NGINX, "behind nginx, echo answers text and the largest message", async
 });
 
 testWith(NGINX, "nginx cuts off a handshake that does not end, unseen by the server", async () => {
-  await using proxied = await startProxied(["server.ts", "--quiet"], "500ms");
+  await using proxied = await startProxied(Script.server("server.ts", "--quiet"), "500ms");
   const before = countDescriptors(proxied.server);
   using silent = await Deno.connect({ port: proxied.port });
   using half = await proxied.connect();
@@ -183,7 +193,7 @@ testWith(NGINX, "nginx cuts off a handshake that does not end, unseen by the ser
 });
 
 testWith(NGINX, "behind nginx, handshakes that are reset leave no descriptor", async () => {
-  await using proxied = await startProxied(["server.ts", "--quiet"]);
+  await using proxied = await startProxied(Script.server("server.ts", "--quiet"));
   const before = countDescriptors(proxied.server);
   const reset = async () => {
     using client = await proxied.connect();
@@ -197,7 +207,7 @@ testWith(NGINX, "behind nginx, handshakes that are reset leave no descriptor", a
 });
 
 testWith(NGINX, "a restart behind nginx costs a client a pause and no round", async () => {
-  await using proxied = await startProxied(["server.ts", "--quiet"]);
+  await using proxied = await startProxied(Script.server("server.ts", "--quiet"));
   const trust = ["--allow-net", `--cert=${proxied.folder}/cert.pem`];
   const flags = [`wss://localhost:${proxied.port}/`, "--count", "20", "--interval", "0.02"];
   await using client = new Script("client.ts", flags, trust);
@@ -232,10 +242,11 @@ testWith(
   },
 );
 
-test({ needs: "run" }, "OTEL_DENO=true tells a collector of handshakes and lines", async () => {
+/** A collector of telemetry. It keeps what it is told, each behind the path that it came to. */
+function startCollector() {
   const told = new Inbox<string>();
   const options = { hostname: "127.0.0.1", port: 0, onListen: () => {} };
-  await using collector = Deno.serve(options, async (request) => {
+  const collector = Deno.serve(options, async (request) => {
     told.put(`${new URL(request.url).pathname} ${await request.text()}`);
     return Response.json({});
   });
@@ -246,10 +257,79 @@ test({ needs: "run" }, "OTEL_DENO=true tells a collector of handshakes and lines
     OTEL_BSP_SCHEDULE_DELAY: "50",
     OTEL_BLRP_SCHEDULE_DELAY: "50",
   };
-  await using server = deno(["run", "--allow-net", "server.ts", "--port", "0"], { cwd: ROOT, env });
-  const [url] = (await server.prints(/^Echo server on /)).match(/ws:[^,]+/) ?? [];
-  await using _client = await TestClient.open(`${url}/chat`);
+  return {
+    told,
+    /** Starts a server script on a free port, which tells this collector. */
+    async startServer(...args: string[]) {
+      const server = deno(["run", "--allow-net", ...args, "--port", "0"], { cwd: ROOT, env });
+      const url = (await server.prints(/ws:/)).match(/ws:[^,]+/)?.[0] ?? "";
+      return Object.assign(server, { url });
+    },
+    [Symbol.asyncDispose]: () => collector.shutdown(),
+  };
+}
+
+test({ needs: "run" }, "OTEL_DENO=true tells a collector of handshakes and lines", async () => {
+  await using collector = startCollector();
+  await using server = await collector.startServer("server.ts");
+  await using _client = await TestClient.open(`${server.url}/chat`);
   const expected = [/^\/v1\/logs.*Echo server on/s, /^\/v1\/traces.*\/chat.*"101"/s];
-  const areTold = () => expected.every((each) => told.all.some((text) => each.test(text)));
-  await told.next(areTold, `${expected}`);
+  const areTold = () =>
+    expected.every((each) => collector.told.all.some((text) => each.test(text)));
+  await retry(() => assert(areTold(), `${expected}`), SOON);
 });
+
+testWith(
+  NGINX,
+  "a token is in no log, no trace, and not in the access log of nginx, however it is sent",
+  async () => {
+    const token = "Secret~+/==";
+    // Its start looks the same in every encoding of a URL, and this is its start in base64url.
+    const assertNoToken = (text: string) => assert(!/Secret|U2VjcmV0/.test(text), text);
+    const { chromium } = await import("playwright-core");
+    const browser = await chromium.launch({ executablePath: CHROMIUM, args: CHROMIUM_FLAGS });
+    await using stack = new AsyncDisposableStack();
+    stack.defer(() => browser.close());
+    const folder = stack.use(await makeFolder());
+    await Deno.writeTextFile(`${folder.path}/token`, token);
+    const collector = stack.use(startCollector());
+    const script = ["--allow-read", "broadcast_server.ts", "--token-file", `${folder.path}/token`];
+    const proxied = stack.use(await startProxied(collector.startServer(...script)));
+    const { server, client } = proxied;
+    const url = `https://localhost:${proxied.port}/`;
+    const headers = { Authorization: `Bearer ${token}` };
+
+    const page = await browser.newPage({ ignoreHTTPSErrors: true });
+    await page.goto(`${url}#token=${token}`);
+    await page.click("#connect");
+    await page.locator("[data-state=open]").waitFor();
+    const program = await proxied.open(headers);
+    const push = await fetch(url, { method: "POST", body: "pushed", headers, client });
+    await push.body?.cancel();
+    // nginx writes the line of a connection when that is closed.
+    await Promise.all([program.close(), page.close()]);
+    const told = (path: string) =>
+      collector.told.all.filter((each) => each.startsWith(path)).join();
+    const accessLog = () => Deno.readTextFileSync(`${proxied.folder}/access.log`);
+    await retry(() => {
+      const traced = told("/v1/traces").matchAll(/status_code",\s*"value": {\s*"\w+": "(\d+)"/g);
+      for (const found of [traced, accessLog().matchAll(/" (\d+) \d+ "/g)]) {
+        const statuses = [...found].map(([, status]) => status);
+        assertEquals(statuses.toSorted(), ["101", "101", "200", "202"]);
+      }
+    }, SOON);
+    for (const text of [...collector.told.all, accessLog()]) assertNoToken(text);
+
+    // Who sends it in a URL shows it to all that is on the way, but is told what to do.
+    const request = handshake({}, `GET /?token=${encodeURIComponent(token)} HTTP/1.1`);
+    using old = await RawClient.open(Number(new URL(server.url).port), request);
+    assertMatch(await old.head(), /^HTTP\/1\.1 401 /);
+    assertMatch(new TextDecoder().decode(await old.read()), /send Authorization: Bearer TOKEN/);
+    await server.prints(/without the right token/);
+    await retry(() => assertMatch(told("/v1/logs"), /without the right token/), SOON);
+    for (const text of [told("/v1/logs"), ...server.lines.all, ...server.errors.all]) {
+      assertNoToken(text);
+    }
+  },
+  "chromium",
+);

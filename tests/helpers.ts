@@ -115,6 +115,11 @@ export async function within<T>(promise: Promise<T>, what: string): Promise<T> {
   }
 }
 
+/** How many descriptors a process has, such as those of its connections. */
+export function countDescriptors({ pid }: { pid: number }): number {
+  return [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
+}
+
 let collectGarbage: (() => void) | undefined;
 
 /** Bytes that V8 holds for this process after it has freed what it can. */

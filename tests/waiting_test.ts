@@ -7,6 +7,7 @@ import { type Close, type Connection, type Handler, serve, type ServeOptions } f
 import { broadcast } from "../broadcast_server.ts";
 import {
   ask,
+  countDescriptors,
   frame,
   handshake,
   heldMemory,
@@ -164,7 +165,6 @@ async function flood(client: RawClient, bytes: Uint8Array): Promise<void> {
   }
 }
 
-const descriptors = (pid: number) => [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
 /** The most bytes that a process has taken so far. */
 const memory = (pid: number) =>
   Number(Deno.readTextFileSync(`/proc/${pid}/status`).match(/VmHWM:\s+(\d+) kB/)?.[1]) * 1024;
@@ -442,7 +442,7 @@ test(
     const port = Number(new URL(server.url).port);
     await using publisher = await TestClient.open(server.url);
     await server.lines.next((line) => line === "A client joined, 1 connected.");
-    const before = descriptors(server.pid);
+    const before = countDescriptors(server);
     const publish = async () => {
       publisher.send(new Uint8Array(200_000));
       await publisher.next();
@@ -462,7 +462,7 @@ test(
       if (isSending) await client.write(frames(TEXT, "still here", 1_000)).catch(silent);
       client.connection.close();
     }
-    await eventually(() => assertEquals(descriptors(server.pid), before));
+    await eventually(() => assertEquals(countDescriptors(server), before));
     await publish();
   },
 );

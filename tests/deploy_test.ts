@@ -4,8 +4,9 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { retry } from "@std/async";
 import { existsSync } from "node:fs";
-import { CHROMIUM, CHROMIUM_FLAGS, countDescriptors, handshake, Inbox } from "./helpers.ts";
-import { Program, RawClient, Script, test, TestClient, within } from "./helpers.ts";
+import { assertDescriptors, CHROMIUM, CHROMIUM_FLAGS, countDescriptors } from "./helpers.ts";
+import { handshake, Inbox, Program, RawClient, Script } from "./helpers.ts";
+import { test, TestClient, within } from "./helpers.ts";
 import { blockOf, deno, freePort, makeFolder, read, REFERENCE, ROOT, SOON } from "./readme.ts";
 
 const NGINX = "/usr/sbin/nginx";
@@ -203,7 +204,7 @@ testWith(NGINX, "behind nginx, handshakes that are reset leave no descriptor", a
     await client.write(bytes(handshake()));
   };
   await Promise.all(Array.from({ length: 100 }, reset));
-  await retry(() => assertEquals(countDescriptors(proxied.server), before), SOON);
+  await assertDescriptors(proxied.server, before);
 });
 
 testWith(NGINX, "a restart behind nginx costs a client a pause and no round", async () => {

@@ -1,7 +1,8 @@
 /// <reference types="./std.d.ts" />
 // What the tests share: scripts started as processes, clients that are waited for, raw bytes.
 
-import { deadline } from "@std/async";
+import { assertEquals } from "@std/assert";
+import { deadline, retry } from "@std/async";
 import { existsSync } from "node:fs";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
@@ -117,7 +118,19 @@ export async function within<T>(promise: Promise<T>, what: string): Promise<T> {
 
 /** How many descriptors a process has, such as those of its connections. */
 export function countDescriptors({ pid }: { pid: number }): number {
-  return [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
+  if (Deno.build.os === "linux") return [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
+  if (!told.has("fd")) console.log("Ignoring the descriptors of programs: only Linux tells them.");
+  told.add("fd");
+  return 0;
+}
+
+/** Waits until a process has no more descriptors than `before`, as nobody is connected any more. */
+export async function assertDescriptors(program: { pid: number }, before: number): Promise<void> {
+  await retry(() => assertEquals(countDescriptors(program), before), {
+    minTimeout: 10,
+    multiplier: 1,
+    maxAttempts: 500,
+  });
 }
 
 let collectGarbage: (() => void) | undefined;

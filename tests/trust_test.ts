@@ -7,6 +7,8 @@ import type { Handler, ServeOptions } from "websockets";
 import { MAX_MESSAGE } from "../websockets/options.ts";
 import {
   ask,
+  assertDescriptors,
+  countDescriptors,
   frame,
   handshake,
   heldMemory,
@@ -490,16 +492,18 @@ function seededRandom(seed: number): (limit: number) => number {
 }
 
 test(
-  { needs: "net" },
-  "2,000 random handshakes and 2,000 random frames end nothing",
+  { needs: "run" },
+  "2,000 random handshakes and 2,000 random frames end nothing, and leave nothing behind",
   async () => {
     const random = seededRandom(6455);
     const noise = (length: number) => Uint8Array.from({ length }, () => random(256));
-    await using server = startServer(handler, { maxClients: 50 });
+    await using server = await Script.server("server.ts", "--quiet", "--max-clients", "50");
+    const port = Number(new URL(server.url).port);
+    const before = countDescriptors(server);
 
     const whole = new TextEncoder().encode(handshake());
     const shakeHands = async () => {
-      using client = await RawClient.open(server.port);
+      using client = await RawClient.open(port);
       const bytes = whole.slice();
       for (let changes = random(4); changes >= 0; changes--) {
         bytes[random(bytes.length)] = random(256);
@@ -514,7 +518,7 @@ test(
     }
 
     for (let connection = 0; connection < 20; connection++) {
-      using client = await retry(() => RawClient.upgraded(server.port), { minTimeout: 5 });
+      using client = await retry(() => RawClient.upgraded(port), { minTimeout: 5 });
       const frames = [];
       for (let count = 0; count < 100; count++) {
         const head = frame(random(3) ? random(3) : random(16), noise(random(200)), random(4) > 0);
@@ -533,6 +537,7 @@ test(
       await Promise.all(clients.map((client) => client.close()));
     }, { minTimeout: 50 });
     await assertAnswers(server.url);
+    await assertDescriptors(server, before);
   },
 );
 
@@ -684,6 +689,7 @@ test({ needs: "run" }, "no combination of a handshake's headers ends a server", 
   for (const script of ["server.ts", "broadcast_server.ts"]) {
     await using server = await Script.server(script, "--quiet");
     const port = Number(new URL(server.url).port);
+    const before = countDescriptors(server);
     const shakeHands = async () => {
       using client = await RawClient.open(port);
       await client.write(randomRequest()).catch(silent);
@@ -695,6 +701,8 @@ test({ needs: "run" }, "no combination of a handshake's headers ends a server", 
     await using client = await TestClient.open(server.url);
     client.send("hello");
     assertStringIncludes(String(await client.next()), "hello");
+    await client.close();
+    await assertDescriptors(server, before);
     server.kill();
     assertEquals(await server.end(), 0);
   }

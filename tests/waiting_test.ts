@@ -7,6 +7,7 @@ import { type Close, type Connection, type Handler, serve, type ServeOptions } f
 import { broadcast } from "../broadcast_server.ts";
 import {
   ask,
+  assertDescriptors,
   countDescriptors,
   frame,
   handshake,
@@ -462,7 +463,7 @@ test(
       if (isSending) await client.write(frames(TEXT, "still here", 1_000)).catch(silent);
       client.connection.close();
     }
-    await eventually(() => assertEquals(countDescriptors(server), before));
+    await assertDescriptors(server, before);
     await publish();
   },
 );
@@ -877,7 +878,7 @@ test(
     await Promise.all(kinds.map(async (flooding) => {
       const flags = ["--quiet", "--max-waiting", `${budget}`];
       await using server = await Script.server("server.ts", ...flags);
-      const before = memory(server.pid);
+      const [descriptors, bytes] = [countDescriptors(server), memory(server.pid)];
       using flooders = await connectRaw(Number(new URL(server.url).port), 20);
       const flood = async (client: RawClient) => {
         // This fills the buffers of the kernel. What follows has to wait in the server.
@@ -893,12 +894,14 @@ test(
       // The runtime keeps what it was handed for a client until its connection ends, and V8 is
       // in no hurry to free what the flooders sent. Without a budget it is 500 MiB and more.
       const most = budget + flooders.length * MEBIBYTE + 256 * MEBIBYTE;
-      assertLessOrEqual(memory(server.pid) - before, most);
+      assertLessOrEqual(memory(server.pid) - bytes, most);
       flooders[Symbol.dispose]();
       await flooded;
-      await using newcomer = await TestClient.open(server.url);
+      const newcomer = await TestClient.open(server.url);
       newcomer.send("hello");
       assertMatch(String(await newcomer.next()), /^Data received as "hello"/);
+      await newcomer.close();
+      await assertDescriptors(server, descriptors);
     }));
   },
 );

@@ -12,6 +12,8 @@ export const MAX_CLIENTS = 10_000;
  * half of them. 0 is for ever.
  */
 export const IDLE_TIMEOUT = 30;
+/** Seconds of 24 days, after which the timers of the runtime end: with more, everybody is dropped. */
+const MAX_IDLE_TIMEOUT = 24 * 24 * 60 * 60;
 /** What the runtime knows of a request, such as `remoteAddr`. */
 export type RequestInfo = Deno.ServeHandlerInfo<Deno.NetAddr>;
 
@@ -62,8 +64,9 @@ export function limitsOf(options: ServeOptions) {
     if (Number.isSafeInteger(limit) && limit > 0) continue;
     throw new RangeError(`\`${name}\` is a whole number over 0, not ${limit}.`);
   }
-  if (!(idleTimeout >= 0)) {
-    throw new RangeError(`\`idleTimeout\` is a number of seconds, not ${idleTimeout}.`);
+  if (!(idleTimeout >= 0 && idleTimeout <= MAX_IDLE_TIMEOUT)) {
+    const range = `a number of seconds up to ${MAX_IDLE_TIMEOUT}, where 0 is for ever`;
+    throw new RangeError(`\`idleTimeout\` is ${range}, not ${idleTimeout}.`);
   }
   return { maxMessage, maxClients, maxWaiting, idleTimeout };
 }

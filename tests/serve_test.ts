@@ -1,7 +1,7 @@
 // What `serve` promises whoever writes a handler: one call for each client, and that nothing that a
 // handler does can hurt more than the client for which it was called.
 
-import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertLessOrEqual, assertMatch, assertThrows } from "@std/assert";
 import { delay, retry } from "@std/async";
 import { connect, type Connection, type Handler } from "websockets";
 import { serve, type ServeOptions, type Server } from "websockets";
@@ -641,6 +641,26 @@ test(
     }
   },
 );
+
+// Limits.
+
+test({ needs: "net" }, "a limit out of its bounds is a RangeError of `serve`", () => {
+  const numbers = [NaN, Infinity, -1];
+  const wrong = {
+    maxMessage: [...numbers, 0, 1.5, "10"],
+    maxClients: [...numbers, 0, 1.5, 10n],
+    maxWaiting: [...numbers, 0, 1.5, null],
+    idleTimeout: [...numbers, 1e10, "soon"],
+  };
+  for (const [name, limits] of Object.entries(wrong)) {
+    for (const limit of limits) {
+      const refused = () => serve(echo, { port: 0, [name]: limit });
+      assertThrows(refused, RangeError, `not ${limit}.`);
+      assertThrows(refused, RangeError, `\`${name}\` is a`);
+    }
+  }
+  return Promise.resolve();
+});
 
 // Stopping.
 

@@ -32,6 +32,9 @@ export const SERVER_USAGE = `
   --quiet              do not print messages
   --help               print this`;
 
+/** What a page says itself of what it may do: that is repeated in a header. */
+const PAGE_POLICY = /<meta\s+http-equiv="Content-Security-Policy"\s+content="([^"]*)"/;
+
 /** The values of `SERVER_FLAGS`. */
 export type ServerFlags = ReturnType<typeof parseArgs<{ options: typeof SERVER_FLAGS }>>["values"];
 
@@ -131,14 +134,17 @@ function stopOnSignals(server: { shutdown(): Promise<void> }, { release }: RunOp
 /** Adds the page to what `request` of a script answers. */
 function withPage({ page, request: ask }: RunOptions): ServeOptions["request"] {
   if (page === undefined) return ask;
+  const [, policy] = page.match(PAGE_POLICY) ?? [];
+  // A page that another site frames could be made to connect by a click there, and a page can't
+  // forbid that by itself.
+  const policies = ["frame-ancestors 'none'", policy].filter(Boolean).join("; ");
   const answer = ({ method, url, headers }: Request) => {
     if (headers.get("sec-websocket-key") !== null || new URL(url).pathname !== "/") return;
     if (method !== "GET" && method !== "HEAD") return;
     return new Response(page, {
       headers: {
         "Content-Type": "text/html; charset=utf-8",
-        // A page that another site frames could be made to connect by a click there.
-        "Content-Security-Policy": "frame-ancestors 'none'",
+        "Content-Security-Policy": policies,
       },
     });
   };

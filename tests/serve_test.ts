@@ -149,15 +149,20 @@ test({ needs: "net" }, "a local variable of a handler belongs to one client", as
 
 test({ needs: "net" }, "a handler gets the URL and the headers of the handshake", async () => {
   const requests = new Inbox<Request>();
-  await using server = startServer(async (websocket, request) => {
+  const handler: Handler = async (websocket, request) => {
     await delay(0);
     requests.put(request);
     await echo(websocket, request);
-  });
-  await using _client = await TestClient.open(`${server.url}/a/b?x=y`, { "X-Name": "value" });
-  const { url, headers } = await requests.next();
-  assertEquals([new URL(url).pathname, new URL(url).search], ["/a/b", "?x=y"]);
-  assertEquals(headers.get("x-name"), "value");
+  };
+  // A function around a handler may take whatever it is given.
+  const around: Handler = (...all) => handler(...all);
+  for (const each of [handler, around]) {
+    await using server = startServer(each);
+    await using _client = await TestClient.open(`${server.url}/a/b?x=y`, { "X-Name": "value" });
+    const { url, headers } = await requests.next();
+    assertEquals([new URL(url).pathname, new URL(url).search], ["/a/b", "?x=y"]);
+    assertEquals(headers.get("x-name"), "value");
+  }
 });
 
 test(

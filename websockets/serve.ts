@@ -118,9 +118,10 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
     if (!isHandshake(request)) return askForUpgrade();
     const subprotocol = selectSubprotocol(request, subprotocols);
     // The headers of the runtime's own request can't be read any more when the client is there, and
-    // a copy takes 2 KiB for as long as the client stays.
+    // a copy takes 2 KiB for as long as the client stays: none is made for a handler that takes only
+    // the connection.
     const { url, headers } = request;
-    const kept = handler.length > 1 ? new Request(url, { headers }) : request;
+    const kept = handler.length === 1 ? request : new Request(url, { headers });
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout });
     // The runtime's own option takes no offer without blanks between the names.
     if (subprotocol) response.headers.set("sec-websocket-protocol", subprotocol);

@@ -116,7 +116,7 @@ export function picture(markdown: string): string {
         const [title] = section.split("\n");
         write(LEFT - LINE, y += LINE, `${title}: ${settings.join(", ")}`, "end");
       } else {
-        dot(LEFT + Math.min(parseFloat(row[rate + 1]), BEST) * UNIT, y, row[0]);
+        dot(LEFT + Math.round(Math.min(parseFloat(row[rate + 1]), BEST) * UNIT), y, row[0]);
       }
     }
   }

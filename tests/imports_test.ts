@@ -14,9 +14,8 @@ const LIBRARY = [
   ...["connection.ts", "handshake.ts", "options.ts", "listen.ts", "ask.ts", "serve.ts"],
   ...[
     "run_server.ts",
-    "nats_input.ts",
-    "nats_connection.ts",
-    "nats_queue.ts",
+    "nats_workarounds.ts",
+    "nats_link.ts",
     "nats.ts",
     "failures.ts",
     "connect.ts",

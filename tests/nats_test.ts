@@ -346,7 +346,7 @@ natsTest("it speaks TLS, and says so if it can't trust the certificate", async (
   const folder = await Deno.makeTempDir();
   const [cert, key] = [`${folder}/cert.pem`, `${folder}/key.pem`];
   const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
-    `-keyout ${key} -out ${cert} -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 ` +
+    `-keyout ${key} -out ${cert} -subj /CN=nats -addext subjectAltName=IP:127.0.0.1 ` +
     "-addext basicConstraints=critical,CA:FALSE";
   const openssl = new Deno.Command("openssl", { args: request.split(" "), stderr: "piped" });
   assert((await openssl.output()).success);
@@ -769,10 +769,19 @@ test({ needs: "net" }, "what a NATS sends that is none is told in the log, disar
     await readUpTo("PING", connection);
     await write("PONG\r\n\x1b[31mred\x07\r\n", connection);
   });
-  await using relay = await startRelay(`nats://127.0.0.1:${port}`);
-  const line = await relay.lines.next();
-  assertMatch(line, LOST);
-  assertMatch(line, /\(it sent \\u\{1b\}\[31mred\\u\{7\}\)/);
+  const printed: unknown[][] = [];
+  const { log } = console;
+  console.log = (...data) => printed.push(data);
+  try {
+    await using relay = await startRelay(`nats://127.0.0.1:${port}`);
+    const line = await relay.lines.next();
+    assertMatch(line, LOST);
+    assertMatch(line, /\(parse error .*\\u\{1b\}\[31mred\\u\{7\}\)/);
+    console.log("what others print");
+  } finally {
+    console.log = log;
+  }
+  assertEquals(printed, [["what others print"]]);
 });
 
 test({ needs: "net" }, "no error of its connection ends a server", async () => {
@@ -793,7 +802,8 @@ test({ needs: "net" }, "no error of its connection ends a server", async () => {
   ];
   await using _broker = pretendBroker(port, async (connection) => {
     attempts.put(round);
-    if (round++ === 0) {
+    // The first two are the one that waits for the greeting, and the one that is used.
+    if (round++ < 2) {
       await readUpTo("PING", connection);
       await write("PONG\r\n", connection);
       await readUpTo("PUB", connection);
@@ -811,6 +821,34 @@ test({ needs: "net" }, "no error of its connection ends a server", async () => {
     await attempts.next();
   }
   assert(relay.lines.all.some((line) => LOST.test(line)));
+});
+
+natsTest("the last relay that closes leaves the process as it was", async (broker) => {
+  const { log } = console;
+  const isOverlooked = (syscall: string) => {
+    const error = Object.assign(new Error(), { syscall });
+    return !dispatchEvent(new ErrorEvent("error", { error, cancelable: true }));
+  };
+  const relays = [await startRelay(broker.url), await startRelay(broker.url)];
+  for (const relay of relays) {
+    assertEquals(["read", "write", "open"].map(isOverlooked), [true, true, false]);
+    await relay.close();
+  }
+  await broker.stop();
+  await assertRejects(() => startRelay(broker.url), Error, "No NATS server");
+  assertEquals(isOverlooked("write"), false);
+  assertEquals(console.log, log);
+});
+
+natsTest("an attempt that is not greeted leaves no connection behind", async (broker) => {
+  await using _relay = await startRelay(broker.url, { timeout: 50 });
+  await broker.stop();
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: broker.port });
+  for (let count = 0; count < 5; count++) {
+    using connection = await listener.accept();
+    const end = connection.read(new Uint8Array(1));
+    assertEquals(await within(end, "the end of the attempt"), null);
+  }
 });
 
 natsTest("what still waits when an instance stops is published before", async (broker) => {
@@ -854,4 +892,20 @@ natsTest("SIGTERM while NATS is away counts what is lost, and ends with 0", asyn
   here.script.kill("SIGTERM");
   assertEquals(await here.script.end(), 0);
   assertEquals(here.script.lines.all.at(-1), "Messages not relayed to the other servers: 3.");
+});
+
+test({ needs: "run" }, "without --nats its package is not loaded", async () => {
+  const imports = {
+    "@std/async": import.meta.resolve("@std/async"),
+    "@nats-io/transport-node": import.meta.resolve("./no-such-file.ts"),
+    websockets: import.meta.resolve("websockets"),
+  };
+  const map = `data:application/json,${JSON.stringify({ imports })}`;
+  const permissions = ["--allow-net", "--import-map", map];
+  await using server = new Script("broadcast_server.ts", ["--port", "0"], permissions);
+  assertMatch(await server.lines.next(), /^Broadcast server on/);
+  const flags = ["--nats", "nats://localhost"];
+  await using joining = new Script("broadcast_server.ts", flags, permissions);
+  assertEquals(await joining.end(), 1);
+  assertMatch(joining.errors.all[0], /no-such-file/);
 });

@@ -3,44 +3,38 @@
 // Text goes to the subject `SUBJECT.<room>.text` and binary to `SUBJECT.<room>.binary`, both as
 // they are, so that any program that speaks NATS can take part.
 
-import { deadline, delay } from "@std/async";
+import type { NatsConnection, Subscription } from "@nats-io/transport-node";
+import { abortable, deadline, delay } from "@std/async";
 import type { Message } from "./connection.ts";
-import { type Log, unfailing, usageError } from "./lines.ts";
-import { NatsConnection } from "./nats_connection.ts";
-import { NatsQueue } from "./nats_queue.ts";
+import { unfailing, usageError } from "./lines.ts";
+import { Link, type LinkOptions } from "./nats_link.ts";
 import type { Server } from "./serve.ts";
 
-/** Milliseconds that NATS gets to let a server in, and to take what waits when a server stops. */
-const TIMEOUT = 3_000;
 /** Milliseconds that a newcomer waits at the most until its room is joined. */
 const JOIN_TIMEOUT = 1_000;
-/** Milliseconds between pings: a NATS that vanished is noticed when two were not answered. */
-const PING_INTERVAL = 5_000;
-/** Milliseconds between two attempts to reach a NATS that was lost. */
-const RECONNECT_WAIT = 1_000;
 /** Milliseconds between lines that count what was not taken. */
 const REPORT_INTERVAL = 1_000;
+/** Bytes that may wait for NATS: more makes who speaks wait, or is lost while NATS is away. */
+const MAX_WAITING = 4 * 1024 ** 2;
+/** Bytes that NATS is to confirm at once: a ping waits no longer than they take. */
+const BATCH = 1024 ** 2;
+/** Bytes that a message takes while it waits, beside its content. */
+const MESSAGE_COST = 128;
 
-/** How to reach the other servers. The times are by default the constants of the same name. */
-export interface RelayOptions {
-  /** Where NATS is: `nats://user:password@localhost:4222`, or `tls://token@example.com`. */
-  url: string;
+/** How to reach the other servers. */
+export interface RelayOptions extends LinkOptions {
   /** The NATS subject of the common room, and the beginning of that of all others. */
   subject: string;
   /** Told what is said in a room on another server. */
   receive(room: string, message: Message): void;
-  log: Log;
-  timeout?: number;
-  pingInterval?: number;
-  reconnectWait?: number;
 }
 
-/** A room that this server has clients in, with its subscription. */
+/** A room that this server has clients in. */
 interface Room {
-  id: number;
-  subject: string;
   /** How often it was entered and not left again. */
   clients: number;
+  /** There is none while NATS is away. */
+  subscription?: Subscription;
   /** Done when NATS has confirmed the subscription, or nobody is to wait for that any longer. */
   joined: Promise<void>;
 }
@@ -58,20 +52,17 @@ export function roomSubject(subject: string, room: string): string {
 /** The way to the other servers. */
 export class Relay {
   readonly #rooms = new Map<string, Room>();
-  readonly #closing = new AbortController();
-  readonly #followed: Promise<void>;
-  readonly #queue: NatsQueue;
-  #lastId = 0;
+  readonly #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  #server?: Server;
+  #waiting: { subject: string; bytes: Uint8Array }[] = [];
+  #waitingBytes = 0;
+  #published = Promise.resolve();
+  /** How many messages were lost since that was last told. */
+  #lost = 0;
   /** How many messages of other servers were not taken since that was last told. */
   #untaken = 0;
 
-  private constructor(
-    private nats: NatsConnection,
-    private readonly options: Required<RelayOptions>,
-  ) {
-    this.#queue = new NatsQueue(nats, options.log);
-    this.#followed = this.#follow();
-  }
+  private constructor(private readonly link: Link, private readonly options: RelayOptions) {}
 
   /**
    * Joins the rooms of this server to those of all servers that use the same NATS and `subject`.
@@ -80,26 +71,23 @@ export class Relay {
    * @throws {Deno.errors.NotCapable} without the permission to connect to NATS.
    */
   static async connect(given: RelayOptions): Promise<Relay> {
-    const times = { timeout: TIMEOUT, pingInterval: PING_INTERVAL, reconnectWait: RECONNECT_WAIT };
-    const options = { ...times, ...given, log: unfailing(given.log) };
-    const url = URL.parse(options.url);
-    if (!url || !/^(nats|tls):$/.test(url.protocol) || url.host === "") {
-      throw usageError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
-    }
+    const options = { ...given, log: unfailing(given.log) };
     if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(options.subject)) {
       throw usageError(`A NATS subject is words with dots between them, not "${options.subject}".`);
     }
-    return new Relay(await NatsConnection.open({ ...options, url, host: url.host }), options);
+    const relay = new Relay(await Link.open(options), options);
+    relay.link.follow(() => relay.#comeBack(), () => relay.#lose());
+    return relay;
   }
 
   /** What waits for NATS counts in the budget of this server. Where it is full, nothing is taken. */
   set server(server: Server) {
-    this.#queue.server = server;
+    this.#server = server;
   }
 
   /** Bytes of the largest message that can be published. */
   get maxMessage(): number {
-    return this.nats.info.max_payload;
+    return this.link.nats?.info?.max_payload ?? Infinity;
   }
 
   /**
@@ -107,24 +95,10 @@ export class Relay {
    * or after a second: the room is joined as soon as NATS answers, or is back.
    */
   async enter(name: string): Promise<void> {
-    const room = this.#rooms.get(name) ?? this.#join(name);
+    const room = this.#rooms.get(name) ?? { clients: 0, ...this.#join(name) };
+    this.#rooms.set(name, room);
     room.clients++;
     await room.joined;
-  }
-
-  #join(name: string): Room {
-    const [id, subject] = [++this.#lastId, `${roomSubject(this.options.subject, name)}.*`];
-    const room = { id, subject, clients: 0, joined: Promise.resolve() };
-    this.#rooms.set(name, room);
-    if (this.nats.isOpen) {
-      this.nats.subscribe(subject, id);
-      room.joined = deadline(this.nats.ping(), JOIN_TIMEOUT).catch((error: unknown) => {
-        if (!(error instanceof DOMException)) return;
-        const which = name ? `Room ${name}` : "The common room";
-        this.options.log(`${which} is not joined yet, because NATS does not answer.`);
-      });
-    }
-    return room;
   }
 
   /** Takes one `enter` back. */
@@ -132,82 +106,114 @@ export class Relay {
     const room = this.#rooms.get(name);
     if (!room || --room.clients > 0) return;
     this.#rooms.delete(name);
-    this.nats.unsubscribe(room.id);
+    room.subscription?.unsubscribe();
   }
 
-  /** Sends a message to this room of the other servers. Done when little waits for NATS. */
-  publish(name: string, message: Message): Promise<void> {
-    const isText = typeof message === "string";
-    const subject = `${roomSubject(this.options.subject, name)}.${isText ? "text" : "binary"}`;
-    const bytes = isText ? new TextEncoder().encode(message) : new Uint8Array(message);
-    return this.#queue.push(subject, bytes);
+  #join(name: string): Omit<Room, "clients"> {
+    const { nats, lost } = this.link;
+    if (!nats) return { joined: Promise.resolve() };
+    const subscription = nats.subscribe(`${roomSubject(this.options.subject, name)}.*`, {
+      callback: (error, { subject, data }) => void (error ?? this.#receive(name, subject, data)),
+    });
+    const joined = deadline(nats.flush(), JOIN_TIMEOUT, { signal: lost }).catch((error) => {
+      if (error.name !== "TimeoutError") return;
+      const room = name ? `Room ${name}` : "The common room";
+      this.options.log(`${room} is not joined yet, because NATS does not answer.`);
+    });
+    return { subscription, joined };
   }
 
-  /** Publishes what still waits, counts what NATS does not take within `timeout`, and leaves. */
-  async close(): Promise<void> {
-    await this.#queue.close(this.options.timeout);
-    this.#closing.abort();
-    this.nats.close();
-    await this.#followed;
+  #comeBack() {
+    for (const [name, room] of this.#rooms) Object.assign(room, this.#join(name));
+    this.#publishSoon();
   }
 
-  /** Takes what NATS sends, and connects again when NATS is lost. */
-  async #follow() {
-    const { log, timeout, reconnectWait } = this.options;
-    while (true) {
-      const reason = await this.nats.listen({
-        receive: (subject, data) => this.#receive(subject, data),
-        refuse: (reason) => {
-          log(`NATS: ${reason}`);
-          if (reason.startsWith("Permissions Violation for Publish")) this.#queue.lose();
-        },
-      });
-      if (this.#closing.signal.aborted) return;
-      log(`NATS is lost (${reason.message}): local clients go on, reconnecting.`);
-      const nats = await this.#reconnect();
-      if (!nats) return;
-      log("NATS is back.");
-      this.nats = nats;
-      for (const { subject, id } of this.#rooms.values()) nats.subscribe(subject, id);
-      // Another server may be in an attempt that began just before, and need one more.
-      this.#queue.resume(nats, timeout + 2 * reconnectWait);
-    }
+  /** Counts a message that NATS has refused after it was published. */
+  #lose() {
+    this.#lost++;
+    this.#publishSoon();
   }
 
-  /** Tries NATS, and the other servers of its cluster, until one of them answers. */
-  async #reconnect(): Promise<NatsConnection | undefined> {
-    const url = new URL(this.options.url);
-    const { signal } = this.#closing;
-    const told = new Set<string>();
-    while (!signal.aborted) {
-      await delay(this.options.reconnectWait, { signal }).catch(() => {});
-      for (const host of [url.host, ...this.nats.info.connect_urls ?? []]) {
-        try {
-          return await NatsConnection.open({ ...this.options, url, host, signal });
-        } catch (error) {
-          const { message } = error as Error;
-          // Most attempts end as others did.
-          if (!told.has(message) && !signal.aborted) this.options.log(message);
-          told.add(message);
-        }
-      }
-    }
-  }
-
-  #receive(subject: string, data: Uint8Array<ArrayBuffer>) {
-    const [kind, word = ""] = subject.slice(this.options.subject.length + 1).split(".").reverse();
-    const room = decodeURIComponent(word);
-    if (!this.#rooms.has(room) || (kind !== "text" && kind !== "binary")) return;
-    if (this.#queue.server?.isFull) return void this.#leaveOut();
-    const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    this.options.receive(room, kind === "text" ? decoder.decode(data) : data.buffer);
+  #receive(name: string, subject: string, data: Uint8Array) {
+    const isText = subject.endsWith(".text");
+    if (!isText && !subject.endsWith(".binary")) return;
+    if (this.#server?.isFull) return void this.#leaveOut();
+    // It is a copy, so that a handler may keep it without all that was read beside it.
+    this.options.receive(name, isText ? this.#decoder.decode(data) : new Uint8Array(data).buffer);
   }
 
   /** Counts a message that is not taken, and tells how many they are a little later. */
   async #leaveOut() {
     if (this.#untaken++ > 0) return;
-    await delay(REPORT_INTERVAL, { signal: this.#closing.signal }).catch(() => {});
+    await delay(REPORT_INTERVAL, { signal: this.link.closing.signal }).catch(() => {});
     this.options.log(`Messages of other servers not taken, too much waits: ${this.#untaken}.`);
     this.#untaken = 0;
+  }
+
+  /** Sends a message to this room of the other servers. Done when little waits for NATS. */
+  async publish(name: string, message: Message): Promise<void> {
+    const isText = typeof message === "string";
+    const subject = `${roomSubject(this.options.subject, name)}.${isText ? "text" : "binary"}`;
+    const bytes = isText ? new TextEncoder().encode(message) : new Uint8Array(message);
+    const size = bytes.length + MESSAGE_COST;
+    const isMuch = this.#waitingBytes + size > MAX_WAITING || this.#server?.isFull === true;
+    const isAway = !this.link.nats || this.link.pause > 0;
+    // A message that is larger than all that may wait is let through where nothing waits.
+    if (isAway && isMuch && this.#waiting.length > 0) return void this.#lost++;
+    this.#waiting.push({ subject, bytes });
+    this.#count(size);
+    this.#publishSoon();
+    if (isMuch && !isAway) await this.#published;
+  }
+
+  #count(bytes: number) {
+    this.#waitingBytes += bytes;
+    this.#server?.countWaiting(bytes);
+  }
+
+  #publishSoon() {
+    this.#published = this.#published.then(() => this.#publishWaiting());
+  }
+
+  async #publishWaiting() {
+    while (this.link.nats && this.#waiting.length > 0) {
+      if (this.link.pause > 0) await delay(this.link.pause);
+      else await this.#publishBatch(this.link.nats);
+    }
+    if (this.link.nats) this.#report();
+  }
+
+  async #publishBatch(nats: NatsConnection) {
+    let [count, size] = [0, 0];
+    while (size < BATCH && count < this.#waiting.length) {
+      size += this.#waiting[count++].bytes.length + MESSAGE_COST;
+    }
+    // All of it counts as lost until NATS has confirmed it.
+    this.#lost += count;
+    const { maxMessage } = this;
+    // NATS may take only smaller messages since it is back.
+    const batch = this.#waiting.splice(0, count).filter(({ bytes }) => bytes.length <= maxMessage);
+    try {
+      for (const { subject, bytes } of batch) nats.publish(subject, bytes);
+      await abortable(nats.flush(), this.link.lost);
+      this.#lost -= batch.length;
+    } catch {
+      // NATS is away again, and some of the messages may have arrived.
+    }
+    this.#count(-size);
+  }
+
+  #report() {
+    const { log } = this.options;
+    if (this.#lost > 0) log(`Messages not relayed to the other servers: ${this.#lost}.`);
+    this.#lost = 0;
+  }
+
+  /** Publishes what still waits, counts what NATS does not take within `timeout`, and leaves. */
+  async close(): Promise<void> {
+    await deadline(this.#published, this.link.pause + this.link.options.timeout).catch(() => {});
+    await this.link.close();
+    this.#lost += this.#waiting.length;
+    this.#report();
   }
 }

@@ -606,6 +606,29 @@ natsTest("who says more than NATS takes has to go, and nobody else", async (brok
   await polite.messages.next((message) => message === "hello");
 });
 
+test({ needs: "net" }, "who waits for a slow NATS goes on though others speak", async () => {
+  const port = freePort();
+  await using _broker = pretendBroker(port, async (connection) => {
+    const bytes = new Uint8Array(64 * 1024);
+    for (let text = ""; true; text = text.slice(text.lastIndexOf("\n") + 1)) {
+      const count = await connection.read(bytes);
+      if (count === null) return;
+      text += new TextDecoder().decode(bytes.subarray(0, count));
+      for (const _line of text.matchAll(/^PING\r\n/gm)) {
+        setTimeout(() => write("PONG\r\n", connection).catch(() => {}), 20);
+      }
+    }
+  });
+  await using relay = await startRelay(`nats://127.0.0.1:${port}`);
+  const others = setInterval(() => relay.publish("", "hello"), 1);
+  try {
+    const published = Array.from({ length: 5000 }, () => relay.publish("", new ArrayBuffer(1000)));
+    await within(Promise.all(published), "NATS to take them");
+  } finally {
+    clearInterval(others);
+  }
+});
+
 natsTest("a NATS that is lost lets go on who waits for it", async (broker) => {
   await using relay = await startRelay(broker.url, { pingInterval: 50 });
   await broker.pause();

@@ -51,10 +51,12 @@ export function roomSubject(subject: string, room: string): string {
 
 /** The way to the other servers. */
 export class Relay {
+  /** What waits for NATS counts in the budget of this server. Where it is full, nothing is taken. */
+  server?: Server;
   readonly #rooms = new Map<string, Room>();
   readonly #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  #server?: Server;
-  #waiting: { subject: string; bytes: Uint8Array }[] = [];
+  /** What waits for NATS. Nobody waits for one of these messages when it is `done`. */
+  #waiting: { subject: string; bytes: Uint8Array; done(): void }[] = [];
   #waitingBytes = 0;
   #published = Promise.resolve();
   /** How many messages were lost since that was last told. */
@@ -78,11 +80,6 @@ export class Relay {
     const relay = new Relay(await Link.open(options), options);
     relay.link.follow(() => relay.#comeBack(), () => relay.#lose());
     return relay;
-  }
-
-  /** What waits for NATS counts in the budget of this server. Where it is full, nothing is taken. */
-  set server(server: Server) {
-    this.#server = server;
   }
 
   /** Bytes of the largest message that can be published. */
@@ -137,7 +134,7 @@ export class Relay {
   #receive(name: string, subject: string, data: Uint8Array) {
     const isText = subject.endsWith(".text");
     if (!isText && !subject.endsWith(".binary")) return;
-    if (this.#server?.isFull) return void this.#leaveOut();
+    if (this.server?.isFull) return void this.#leaveOut();
     // It is a copy, so that a handler may keep it without all that was read beside it.
     this.options.receive(name, isText ? this.#decoder.decode(data) : new Uint8Array(data).buffer);
   }
@@ -156,19 +153,21 @@ export class Relay {
     const subject = `${roomSubject(this.options.subject, name)}.${isText ? "text" : "binary"}`;
     const bytes = isText ? new TextEncoder().encode(message) : new Uint8Array(message);
     const size = bytes.length + MESSAGE_COST;
-    const isMuch = this.#waitingBytes + size > MAX_WAITING || this.#server?.isFull === true;
+    const isMuch = this.#waitingBytes + size > MAX_WAITING || this.server?.isFull === true;
     const isAway = !this.link.nats || this.link.pause > 0;
     // A message that is larger than all that may wait is let through where nothing waits.
     if (isAway && isMuch && this.#waiting.length > 0) return void this.#lost++;
-    this.#waiting.push({ subject, bytes });
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#waiting.push({ subject, bytes, done: resolve });
     this.#count(size);
-    this.#publishSoon();
-    if (isMuch && !isAway) await this.#published;
+    // All that follow are published with the first one.
+    if (this.#waiting.length === 1) this.#publishSoon();
+    if (isMuch && !isAway) await promise;
   }
 
   #count(bytes: number) {
     this.#waitingBytes += bytes;
-    this.#server?.countWaiting(bytes);
+    this.server?.countWaiting(bytes);
   }
 
   #publishSoon() {
@@ -180,6 +179,7 @@ export class Relay {
       if (this.link.pause > 0) await delay(this.link.pause);
       else await this.#publishBatch(this.link.nats);
     }
+    for (const { done } of this.#waiting) done();
     if (this.link.nats) this.#report();
   }
 
@@ -188,11 +188,11 @@ export class Relay {
     while (size < BATCH && count < this.#waiting.length) {
       size += this.#waiting[count++].bytes.length + MESSAGE_COST;
     }
+    const taken = this.#waiting.splice(0, count);
+    // NATS may take only smaller messages since it is back.
+    const batch = taken.filter(({ bytes }) => bytes.length <= this.maxMessage);
     // All of it counts as lost until NATS has confirmed it.
     this.#lost += count;
-    const { maxMessage } = this;
-    // NATS may take only smaller messages since it is back.
-    const batch = this.#waiting.splice(0, count).filter(({ bytes }) => bytes.length <= maxMessage);
     try {
       for (const { subject, bytes } of batch) nats.publish(subject, bytes);
       await abortable(nats.flush(), this.link.lost);
@@ -201,6 +201,7 @@ export class Relay {
       // NATS is away again, and some of the messages may have arrived.
     }
     this.#count(-size);
+    for (const { done } of taken) done();
   }
 
   #report() {

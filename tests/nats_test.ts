@@ -146,7 +146,7 @@ async function readUpTo(text: string, connection: Deno.TcpConn): Promise<void> {
 function pretendBroker(port: number, speak: (connection: Deno.TcpConn) => Promise<void>) {
   const listener = Deno.listen({ hostname: "127.0.0.1", port });
   const connections: Deno.TcpConn[] = [];
-  const info = { proto: 1, version: "2.9.10", max_payload: 1000, headers: true };
+  const info = { proto: 1, version: "2.9.10", max_payload: 8_000_000, headers: true };
   const welcome = async (connection: Deno.TcpConn) => {
     await write(`INFO ${JSON.stringify(info)}\r\n`, connection);
     await speak(connection);
@@ -830,6 +830,7 @@ test({ needs: "net" }, "no error of its connection ends a server", async () => {
       await readUpTo("PING", connection);
       await write("PONG\r\n", connection);
       await readUpTo("PUB", connection);
+      await write("-ERR 'Authorization Violation'\r\n", connection);
     } else await acts[round % acts.length](connection);
     connection.close();
   });
@@ -838,6 +839,8 @@ test({ needs: "net" }, "no error of its connection ends a server", async () => {
     timeout: 500,
   });
   while (round < 10 * acts.length) {
+    // The first is more than the system takes, so that it is being written when NATS hangs up.
+    relay.publish("", new ArrayBuffer(8_000_000));
     for (let count = 0; count < 100; count++) relay.publish("", new ArrayBuffer(1000));
     relay.enter("red");
     relay.leave("red");

@@ -9,6 +9,8 @@ import { test, TestClient, within } from "./helpers.ts";
 
 /** For tests that need much to be on its way. */
 const LARGE = new Uint8Array(64 * 1024);
+/** More than the system takes at once, so that it is being written when NATS hangs up. */
+const HUGE = new ArrayBuffer(8_000_000);
 const SPEAKER = { reconnectWait: 100 };
 const LOST = /^NATS is lost \(.+\): local clients go on, reconnecting\.$/;
 /** Names that mean something in a URL, in a NATS subject, or to those who read them. */
@@ -165,6 +167,14 @@ function pretendBroker(port: number, speak: (connection: Deno.TcpConn) => Promis
     for (const connection of connections) connection[Symbol.dispose]();
   };
   return { [Symbol.asyncDispose]: stop };
+}
+
+/** Lets a relay in, and refuses it when it has started to publish. */
+async function refuseLate(connection: Deno.TcpConn): Promise<void> {
+  await readUpTo("PING", connection);
+  await write("PONG\r\n", connection);
+  await readUpTo("PUB", connection);
+  await write("-ERR 'Authorization Violation'\r\n", connection);
 }
 
 function startScript(broker: Broker, ...flags: string[]) {
@@ -826,12 +836,8 @@ test({ needs: "net" }, "no error of its connection ends a server", async () => {
   await using _broker = pretendBroker(port, async (connection) => {
     attempts.put(round);
     // The first two are the one that waits for the greeting, and the one that is used.
-    if (round++ < 2) {
-      await readUpTo("PING", connection);
-      await write("PONG\r\n", connection);
-      await readUpTo("PUB", connection);
-      await write("-ERR 'Authorization Violation'\r\n", connection);
-    } else await acts[round % acts.length](connection);
+    if (round++ < 2) await refuseLate(connection);
+    else await acts[round % acts.length](connection);
     connection.close();
   });
   await using relay = await startRelay(`nats://127.0.0.1:${port}`, {
@@ -839,14 +845,26 @@ test({ needs: "net" }, "no error of its connection ends a server", async () => {
     timeout: 500,
   });
   while (round < 10 * acts.length) {
-    // The first is more than the system takes, so that it is being written when NATS hangs up.
-    relay.publish("", new ArrayBuffer(8_000_000));
+    relay.publish("", HUGE);
     for (let count = 0; count < 100; count++) relay.publish("", new ArrayBuffer(1000));
     relay.enter("red");
     relay.leave("red");
     await attempts.next();
   }
   assert(relay.lines.all.some((line) => LOST.test(line)));
+});
+
+test({ needs: "net" }, "a relay may close as soon as NATS is lost", async () => {
+  const port = freePort();
+  await using _broker = pretendBroker(port, async (connection) => {
+    await refuseLate(connection);
+    connection.close();
+  });
+  const closed = Promise.withResolvers<void>();
+  const log = () => closed.resolve(relay.close());
+  const relay = await startRelay(`nats://127.0.0.1:${port}`, { log });
+  relay.publish("", HUGE);
+  await within(closed.promise, "the relay to close");
 });
 
 natsTest("the last relay that closes leaves the process as it was", async (broker) => {

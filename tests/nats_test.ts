@@ -876,7 +876,7 @@ natsTest("the last relay that closes leaves the process as it was", async (broke
   const relays = [await startRelay(broker.url), await startRelay(broker.url)];
   for (const relay of relays) {
     assertEquals(["read", "write", "open"].map(isOverlooked), [true, true, false]);
-    await relay.close();
+    await Promise.all([relay.close(), relay.close()]);
   }
   await broker.stop();
   await assertRejects(() => startRelay(broker.url), Error, "No NATS server");

@@ -36,6 +36,7 @@ interface Session {
 /** The way to NATS, which is found again when it is lost. */
 export class Link {
   #followed?: Promise<void>;
+  #closed?: Promise<void>;
   /** When the other servers have had the time to come back to a NATS that was lost. */
   #settledAt = 0;
 
@@ -92,8 +93,12 @@ export class Link {
     this.#followed = this.#follow(back, refuse);
   }
 
-  /** Leaves NATS. */
-  async close(): Promise<void> {
+  /** Leaves NATS. It may be called more than once. */
+  close(): Promise<void> {
+    return this.#closed ??= this.#close();
+  }
+
+  async #close() {
     this.closing.abort();
     await this.session.nats.close();
     await this.#followed;

@@ -112,7 +112,7 @@ export class Relay {
     const subscription = nats.subscribe(`${roomSubject(this.options.subject, name)}.*`, {
       callback: (error, { subject, data }) => void (error ?? this.#receive(name, subject, data)),
     });
-    const joined = deadline(nats.flush(), JOIN_TIMEOUT, { signal: lost }).catch((error) => {
+    const joined = deadline(nats.flush(), JOIN_TIMEOUT, { signal: lost }).catch((error: Error) => {
       if (error.name !== "TimeoutError") return;
       const room = name ? `Room ${name}` : "The common room";
       this.options.log(`${room} is not joined yet, because NATS does not answer.`);

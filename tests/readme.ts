@@ -41,11 +41,11 @@ export function read(path: string): string {
   return Deno.readTextFileSync(ROOT + path);
 }
 
-/** The blocks of a text, and the commands in its lines, in their order. */
+/** The blocks of a text, and the commands in its lines, in their order. A table compares words. */
 export function itemsOf(markdown: string): Item[] {
   const items: Item[] = [];
   let [section, name] = ["", ""];
-  const parts = markdown.matchAll(/^#+ (.*)$|^```(\w+)\n([^]*?)^```$|^(?!#|```)(\S.*)$/gm);
+  const parts = markdown.matchAll(/^#+ (.*)$|^```(\w+)\n([^]*?)^```$|^(?!#|```|\|)(\S.*)$/gm);
   for (const [, heading, tag, text, line] of parts) {
     if (heading !== undefined) [section, name] = [heading, ""];
     if (text !== undefined) items.push({ section, tag, text, name });

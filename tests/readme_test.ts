@@ -193,7 +193,7 @@ function anchorOf(heading: string): string {
 
 compare("every link leads to a file and a heading that are there", () => {
   for (const path of [WALK, CHINESE_WALK, REFERENCE]) {
-    const links = [...read(path).matchAll(/\]\((?!https?:)([^)#]*)#?([^)]*)\)/g)];
+    const links = [...read(path).matchAll(/(?:\]\(|src=")(?!http)([^)"#]*)#?([^)"]*)[)"]/g)];
     const broken = links.filter(([, file, anchor]) => {
       const target = file ? normalize(join(dirname(path), file)) : path;
       if (!existsSync(ROOT + target)) return true;

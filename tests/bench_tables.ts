@@ -77,17 +77,19 @@ export function table(rows: Row[]): string {
   return [headings, rule, ...body].map((line) => `| ${line.join(" | ")} |\n`).join("");
 }
 
-/** The colour of each server in the picture. Those that are not here are grey. */
+/** The colour of each server in the picture. */
 const COLORS: Record<string, string> = {
   "ours": "#2f81f7",
   "ours, printing": "#a5d6ff",
   "ours, at once": "#a371f7",
-  "ours, awaiting": "#2f81f7",
+  "ours, awaiting": "#39c5cf",
+  "callbacks": "#8c959f",
+  "loop": "#db61a2",
   "websockets": "#d29922",
   "ws": "#3fb950",
 };
-/** Pixels of a line, of the names at the left, and of a ratio of 1. */
-const [LINE, LEFT, UNIT] = [20, 370, 260];
+/** Pixels of a line, of a letter, of the names at the left, and of a ratio of 1. */
+const [LINE, LETTER, LEFT, UNIT] = [20, 7, 410, 260];
 /** The ratio at the right end, where all that is better is drawn as well. */
 const BEST = 1.5;
 
@@ -97,10 +99,12 @@ export function picture(markdown: string): string {
   const write = (x: number, y: number, text: string, anchor: string) =>
     marks.push(`<text x="${x}" y="${y + 4}" text-anchor="${anchor}">${text}</text>`);
   const dot = (x: number, y: number, server: string) =>
-    marks.push(`<circle cx="${x}" cy="${y}" r="5" fill="${COLORS[server] ?? "#8c959f"}"/>`);
-  for (const [index, server] of Object.keys(COLORS).entries()) {
-    dot(LINE + index * 120, LINE, server);
-    write(LINE + index * 120 + 10, LINE, server, "start");
+    marks.push(`<circle cx="${x}" cy="${y}" r="5" fill="${COLORS[server]}"/>`);
+  let x = LINE;
+  for (const server of Object.keys(COLORS)) {
+    dot(x, LINE, server);
+    write(x + 10, LINE, server, "start");
+    x += 40 + server.length * LETTER;
   }
   let y = 2 * LINE;
   for (const section of markdown.split(/^### /m).slice(1)) {
@@ -120,12 +124,18 @@ export function picture(markdown: string): string {
       }
     }
   }
-  const [width, height] = [LEFT + BEST * UNIT + LINE, y + 3 * LINE];
-  for (const ratio of [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]) {
+  const [width, height] = [LEFT + BEST * UNIT + 2 * LINE, y + 4 * LINE];
+  for (const ratio of [0, 0.25, 0.5, 0.75, 1, 1.25, BEST]) {
     const x = LEFT + ratio * UNIT;
     marks.unshift(`<path d="M${x} ${2 * LINE}V${y + LINE}" stroke="#8c959f" opacity="0.4"/>`);
-    write(x, y + 2 * LINE, ratio === 1 ? "1 (bare)" : `${ratio}`, "middle");
+    write(x, y + 2 * LINE, ratio === BEST ? `${ratio} or more` : `${ratio}`, "middle");
   }
+  write(
+    LEFT,
+    y + 3 * LINE,
+    "messages in the time of one of the bare server: more is better",
+    "start",
+  );
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}">
 <style>
 text { font: 13px system-ui, sans-serif; fill: #1f2328; }

@@ -295,10 +295,10 @@ Deno.test("the picture has a line for each case, and a dot for each server besid
   assertEquals(svg.match(/\w+: \d.*(?=<)/g), texts);
   const dots = [...svg.matchAll(/cx="(\d+)" cy="(\d+)" r="5" fill="(#2f81f7|#3fb950)"/g)];
   assertEquals(dots.slice(-4).map(([, x, y]) => [x, y]), [
-    ["500", "60"],
-    ["760", "60"],
-    ["500", "80"],
-    ["760", "80"],
+    ["540", "60"],
+    ["800", "60"],
+    ["540", "80"],
+    ["800", "80"],
   ]);
 });
 

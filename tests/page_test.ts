@@ -221,7 +221,7 @@ test(
       await shows(page, "#connection", "已连接");
       await shows(page, ".received", "你好，我是网页。");
       await press(page);
-      await shows(page, "#connection", "连接已关闭，代码 1000");
+      await shows(page, "#connection", "连接已关闭，关闭码 1000");
     });
   },
 );
@@ -431,7 +431,7 @@ test(
       await page.fill("#url", refusing.ws);
       await press(page);
       await shows(page, "#connection", "Could not connect (code 1006).");
-      await shows(page, "#connection", "Does it accept this page (--origin null)?");
+      await shows(page, "#connection", "Does it let this page in (--origin null)?");
       await shows(page, "#connection", "Does this page need #token=… in its address?");
       await page.clock.fastForward(100 * SECOND);
       assertEquals(await page.innerText("#connect"), "Connect");
@@ -1215,7 +1215,9 @@ test(
         await page.fill("#url", url);
         await press(page);
         await shows(page, "#connection", "Could not connect (code 1006).");
-        const link = page.getByRole("link", { name: "Does the browser trust its certificate?" });
+        const link = page.getByRole("link", {
+          name: "Does the browser trust the server's certificate?",
+        });
         assertEquals(await link.count(), href ? 1 : 0);
         if (href) assertEquals(await link.getAttribute("href"), href);
       }

@@ -715,6 +715,28 @@ test(
   },
 );
 
+test({ needs: "run" }, "keys are read while messages come faster than they are shown", async () => {
+  await using server = startServer(async (websocket) => {
+    websocket.send("first");
+    await websocket.closed;
+  });
+  // With the first message, all the others arrive at once.
+  const before = `globalThis.WebSocket = class extends WebSocket {
+    constructor(url, options) {
+      super(url, options);
+      this.addEventListener("message", () => {
+        const messages = [...Array(20_000).fill("more"), "last"];
+        for (const data of messages) this.dispatchEvent(new MessageEvent("message", { data }));
+      }, { once: true });
+    }
+  };`;
+  await using terminal = new Terminal(startQuick(server.url, before));
+  await terminal.shows("< more");
+  await terminal.type("abc");
+  const shown = await terminal.shows("> abc");
+  assert(!shown.includes("< last"), "the key was read after the last message");
+});
+
 test({ needs: "run" }, "at a terminal a message is shown whole, and harms nothing", async () => {
   const messages = ["x".repeat(1_000), "❤️ a\tb", new Uint8Array(100), "\x1b[2J"];
   await using server = startServer(async (websocket) => {

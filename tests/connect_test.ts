@@ -4,7 +4,7 @@ import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "
 import { delay } from "@std/async";
 import { connect, ConnectionClosed, ConnectionFailed, type Message, whileAway } from "websockets";
 import { describeClose, isLost } from "../websockets/close_codes.ts";
-import { handshakeError, withoutSecrets } from "../websockets/failures.ts";
+import { explain, withoutSecrets } from "../websockets/failures.ts";
 import { Inbox, Program, Script, startServer, test, within } from "./helpers.ts";
 import { echo, listen, listenRaw, serveBare, switchProtocols } from "./peers.ts";
 
@@ -303,8 +303,8 @@ test({ needs: "net" }, "a URL that can't be used is told without its password", 
 
 // What needs no permission.
 
-Deno.test("a host that has no address is told as such, and not tried again", () => {
-  const error = handshakeError("ws://nowhere", new Error("dns error"));
+Deno.test("a host that has no address is told as such, and not tried again", async () => {
+  const error = await explain("ws://nowhere", new Error("dns error"));
   assertEquals(
     error.message,
     "No connection to ws://nowhere (dns error): there is no such host, check the URL",
@@ -312,10 +312,19 @@ Deno.test("a host that has no address is told as such, and not tried again", () 
   assert(!error.isPassing);
 });
 
-Deno.test("a reason that is not known is told, and may pass", () => {
-  const error = handshakeError("ws://a:b@somewhere", new Error("full moon"));
+Deno.test("a reason that is not known is told, and may pass", async () => {
+  const error = await explain("ws://a:b@somewhere", new Error("full moon"));
   assertEquals(error.message, "No connection to ws://somewhere (full moon)");
   assert(error.isPassing);
+});
+
+Deno.test("a name in the reason of a failure changes nothing in the advice", async () => {
+  const certificate = new Error('certificate not valid for name "dns.tcp"');
+  assertMatch((await explain("wss://dns.tcp", certificate)).message, /subjectAltName=DNS:NAME$/);
+  const subprotocol = new Error("the server selected the subprotocol tcp, which was not offered");
+  const error = await explain("ws://localhost", subprotocol);
+  assertMatch(error.message, /--subprotocol/);
+  assert(!error.isPassing);
 });
 
 Deno.test("credentials of a URL are not shown, nor the values of its query", () => {

@@ -3,7 +3,7 @@
 import { deadline, delay } from "@std/async";
 import { isLost } from "./close_codes.ts";
 import { Connection, ConnectionClosed } from "./connection.ts";
-import { checkUrl, ConnectionFailed, explain, handshakeError } from "./failures.ts";
+import { checkUrl, ConnectionFailed, explain } from "./failures.ts";
 import { type Close, Outbox } from "./outbox.ts";
 import { Waiting } from "./waiting.ts";
 
@@ -54,7 +54,6 @@ export async function connect(
     socket.addEventListener("open", () => resolve());
     socket.addEventListener("error", (event) => reject(new Error((event as ErrorEvent).message)));
   });
-  const abort = () => void websocket.close();
   try {
     await deadline(opened, timeout, { signal });
   } catch (error) {
@@ -66,8 +65,9 @@ export async function connect(
   if (socket.protocol && !subprotocols.includes(socket.protocol)) {
     await websocket.close(1000, "This subprotocol was not offered.");
     const reason = `the server selected the subprotocol ${socket.protocol}, which was not offered`;
-    throw handshakeError(`${url}`, new Error(reason));
+    throw await explain(`${url}`, new Error(reason));
   }
+  const abort = () => void websocket.close();
   signal?.addEventListener("abort", abort);
   websocket.closed.then(() => signal?.removeEventListener("abort", abort));
   return websocket;
@@ -109,13 +109,11 @@ export async function whileAway<Result>(
       return await run();
     } catch (error) {
       signal?.throwIfAborted();
-      if (!isPassing(error) || performance.now() >= end) throw error;
+      const isAway = error instanceof ConnectionClosed
+        ? isLost(error)
+        : error instanceof ConnectionFailed && error.isPassing;
+      if (!isAway || performance.now() >= end) throw error;
     }
     await delay(Math.random() * longest, { signal });
   }
-}
-
-function isPassing(error: unknown): boolean {
-  if (error instanceof ConnectionClosed) return isLost(error);
-  return error instanceof ConnectionFailed && error.isPassing;
 }

@@ -11,13 +11,10 @@ const ENCODE = "in a user name or password, write # / ? % @ and blank as %23 %2F
 export class ConnectionFailed extends Error {
   /** The name of this class. */
   override readonly name = "ConnectionFailed";
-  /** Whether another try may succeed, because the server is only away. */
-  readonly isPassing: boolean;
 
-  /** Makes an error of why the connection failed. */
-  constructor(message: string, isPassing: boolean) {
+  /** Makes an error, which says whether another try may succeed: the server may only be away. */
+  constructor(message: string, readonly isPassing: boolean) {
     super(message);
-    this.isPassing = isPassing;
   }
 }
 
@@ -27,13 +24,14 @@ export class ConnectionFailed extends Error {
  * reason that is not here is told without advice, and may pass.
  */
 const ADVICE: [pattern: RegExp, isPassing: boolean, advice: string][] = [
+  [/not offered/, false, "offer it with --subprotocol, if you speak it"],
   [/\b30[12378]$/, false, "connect to the address that it redirects to"],
   [/\b401$/, false, "put user:password@ before the host, or use --header"],
   [/\b403$/, false, "the server may expect credentials or another --origin"],
   [/\b429$/, true, "the server has got too many requests, try later"],
   [/\b503$/, true, "the server is full or not ready, try later"],
   [/\b[1-4]\d\d$/, false, "no WebSocket is served at this path, check the URL"],
-  [/dns/, false, "there is no such host, check the URL"],
+  [/^dns/, false, "there is no such host, check the URL"],
   [
     /CaUsedAsEndEntity/,
     false,
@@ -48,45 +46,28 @@ const ADVICE: [pattern: RegExp, isPassing: boolean, advice: string][] = [
   [/certificate/, false, ""],
   [/corrupt/, false, "the server does not speak TLS, use ws:// instead of wss://"],
   [/HTTP version/, false, "the server may speak TLS, use wss:// instead of ws://"],
-  [/not offered/, false, "offer it with --subprotocol, if you speak it"],
   [/tunnel/, true, "the proxy in the environment fails, go past it with NO_PROXY=HOST"],
-  [/tcp/, true, "start the server there, such as: deno run --allow-net server.ts"],
+  [/^tcp/, true, "start the server there, such as: deno run --allow-net server.ts"],
   [/in time/, true, "--timeout gives the server longer, and NO_PROXY=HOST goes past a proxy"],
 ];
 
-/** Says why a handshake failed, and what to do about it: `advice`, or what helps in most cases. */
-export function handshakeError(url: string, error: Error, advice?: string): ConnectionFailed {
-  const reason = reasonOf(error);
-  const [, isPassing, usual] = ADVICE.find(([pattern]) => pattern.test(reason)) ?? [, true, ""];
-  const all = [advice ?? usual.replace("HOST", hostOf(url)), isAmbiguous(url) && ENCODE];
-  const failure = `No connection to ${withoutSecrets(url)} (${reason})`;
-  const told = all.filter(Boolean).join("; ");
-  return new ConnectionFailed(
-    printable(told ? `${failure}: ${told}` : failure, Infinity),
-    isPassing,
-  );
-}
-
-function reasonOf({ name, message }: Error): string {
-  return name === "TimeoutError" ? "no answer in time" : message.replace(/.*WebSocket: /, "");
-}
-
-/** The same, after a second look at the server where that tells more. */
-export async function explain(url: string, error: Error): Promise<ConnectionFailed> {
-  const reason = reasonOf(error);
-  let advice: string | undefined;
-  if (/\b30[12378]$/.test(reason)) {
-    const target = await findRedirect(url);
-    if (target) advice = `connect to ${withoutSecrets(target)}`;
-  } else if (/tcp/.test(reason) && await isReachable(url)) {
-    advice = `the proxy in the environment does not answer, go past it with NO_PROXY=${
-      hostOf(url)
-    }`;
+/** Says why a handshake failed, after a second look at the server where that tells more. */
+export async function explain(url: string, { name, message }: Error): Promise<ConnectionFailed> {
+  const reason = name === "TimeoutError"
+    ? "no answer in time"
+    : message.replace(/.*WebSocket: /, "");
+  let [, isPassing, advice] = ADVICE.find(([pattern]) => pattern.test(reason)) ?? [, true, ""];
+  if (/\b30[12378]$/.test(reason)) advice = await findRedirect(url) ?? advice;
+  if (/^tcp/.test(reason) && await isReachable(url)) {
+    advice = "the proxy in the environment does not answer, go past it with NO_PROXY=HOST";
   }
-  return handshakeError(url, error, advice);
+  if (isAmbiguous(url)) advice = advice ? `${advice}; ${ENCODE}` : ENCODE;
+  else advice = advice.replace("HOST", new URL(url).hostname);
+  const failure = `No connection to ${withoutSecrets(url)} (${reason})${advice && `: ${advice}`}`;
+  return new ConnectionFailed(printable(failure, Infinity), isPassing);
 }
 
-/** Where the server redirects to. Deno's WebSocket does not tell it. */
+/** Says where the server redirects to. Deno's WebSocket does not tell it. */
 async function findRedirect(url: string): Promise<string | undefined> {
   const asked = new URL(url.replace(/^ws/i, "http"));
   asked.username = asked.password = "";
@@ -95,7 +76,9 @@ async function findRedirect(url: string): Promise<string | undefined> {
     const response = await fetch(asked, { redirect: "manual", signal });
     await response.body?.cancel();
     const location = response.headers.get("location");
-    return location ? new URL(location, asked).href.replace(/^http/, "ws") : undefined;
+    if (location === null) return;
+    const target = new URL(location, asked).href.replace(/^http/, "ws");
+    return `connect to ${withoutSecrets(target)}`;
   } catch {
     // What is known already is told.
   }
@@ -103,22 +86,15 @@ async function findRedirect(url: string): Promise<string | undefined> {
 
 /** Whether the server can be reached without a proxy, which the runtime takes from the environment. */
 async function isReachable(url: string): Promise<boolean> {
-  const { protocol, hostname, port } = new URL(url);
-  const address = {
-    hostname: hostname.replace(/^\[|\]$/g, ""),
-    port: Number(port) || (/^(wss|https):/.test(protocol) ? 443 : 80),
-    signal: AbortSignal.timeout(LOOK_TIMEOUT),
-  };
+  const { protocol, hostname, port: given } = new URL(url);
+  const port = Number(given) || (/^(wss|https):/.test(protocol) ? 443 : 80);
   try {
-    (await Deno.connect(address)).close();
+    const signal = AbortSignal.timeout(LOOK_TIMEOUT);
+    (await Deno.connect({ hostname, port, signal })).close();
     return true;
   } catch {
     return false;
   }
-}
-
-function hostOf(url: string): string {
-  return isAmbiguous(url) ? "HOST" : new URL(url).hostname;
 }
 
 /**
@@ -134,11 +110,9 @@ export function checkUrl(url: string): void {
   } catch {
     // A `%` is no escape.
   }
+  const mistake = `${withoutSecrets(url)} is no URL of a server, such as ws://localhost:9999`;
   const hint = url.includes("@") ? `; ${ENCODE}` : "";
-  const message = `${
-    withoutSecrets(url)
-  } is no URL of a server, such as ws://localhost:9999${hint}`;
-  throw new DOMException(message, "SyntaxError");
+  throw new DOMException(mistake + hint, "SyntaxError");
 }
 
 /** A URL in two parts: the scheme, and all that follows. */

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { deadline, delay } from "@std/async";
-import type { Connection, Sendable } from "websockets";
+import type { Connection } from "websockets";
 import { parseHeaders } from "../websockets/command.ts";
 import { readMessages, type Separator, show } from "../websockets/messages.ts";
 import { Inbox, Script, startServer, test, within } from "./helpers.ts";
@@ -890,12 +890,11 @@ Deno.test("a header that can't be sent is refused, and its value is not shown", 
 });
 
 /** The messages that come out of a pipe that brings these pieces. */
-async function messagesOf(separator: Separator, ...pieces: string[]): Promise<Sendable[]> {
+async function messagesOf(separator: Separator, ...pieces: string[]): Promise<string[]> {
   const bytes = new TextEncoder().encode(pieces.join(""));
   // A piece may end anywhere, also within a character.
   const chunks = pieces.length > 1 ? [...bytes].map((byte) => Uint8Array.of(byte)) : [bytes];
-  const { signal } = new AbortController();
-  return await Array.fromAsync(readMessages(ReadableStream.from(chunks), separator, signal));
+  return await Array.fromAsync(readMessages(ReadableStream.from(chunks), separator));
 }
 
 Deno.test("a line ends with LF or CR LF, and nothing else is taken away from it", async () => {

@@ -76,7 +76,7 @@ export async function runCommand(): Promise<void> {
   if (surplus.length > 0) throw usageError("One URL is enough.");
   if (values.origin !== undefined) values.header.push(`Origin: ${values.origin}`);
   if (values.null && values.binary) throw usageError("Use either --null or --binary.");
-  const separator: Separator = values.binary ? undefined : values.null ? "\0" : "\n";
+  const separator: Separator | undefined = values.binary ? undefined : values.null ? "\0" : "\n";
   const options = {
     url: url.includes("://") ? url : `ws://${url}`,
     headers: parseHeaders(values.header),

@@ -3,7 +3,6 @@
 import { Buffer } from "node:buffer";
 import type { Message } from "./connection.ts";
 import { printable } from "./lines.ts";
-import type { Sendable } from "./sendable.ts";
 
 /** A message as one line that can't harm a terminal: binary is shown in hexadecimal. */
 export function show(message: Message): string {
@@ -30,19 +29,18 @@ export function write(bytes: Uint8Array): void {
   for (let rest = bytes; rest.length > 0;) rest = rest.subarray(Deno.stdout.writeSync(rest));
 }
 
-/** What ends each message in a pipe. Nothing does where input is sent as it is read. */
-export type Separator = "\n" | "\0" | undefined;
+/** What ends each message in a pipe. */
+export type Separator = "\n" | "\0";
 
 /**
- * Cuts standard input into messages.
+ * Cuts standard input into texts.
  *
  * @throws {Error} if a text is not UTF-8.
  */
 export async function* readMessages(
-  input: ReadableStream<Uint8Array<ArrayBuffer>>,
+  input: ReadableStream<Uint8Array>,
   separator: Separator,
-  signal: AbortSignal,
-): AsyncGenerator<Sendable> {
+): AsyncGenerator<string> {
   const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
   let count = 0;
   let parts: Uint8Array[] = [];
@@ -58,11 +56,7 @@ export async function* readMessages(
       throw new Error(`${what} ${count} of standard input is not UTF-8: --binary sends any bytes.`);
     }
   };
-  for await (const chunk of input.pipeThrough(new TransformStream(), { signal })) {
-    if (separator === undefined) {
-      yield chunk;
-      continue;
-    }
+  for await (const chunk of input) {
     let start = 0;
     for (let end; (end = chunk.indexOf(separator.charCodeAt(0), start)) >= 0; start = end + 1) {
       yield take(chunk.subarray(start, end));

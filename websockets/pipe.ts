@@ -17,7 +17,8 @@ export interface PipeOptions extends ConnectOptions {
   timeout: number;
   /** Milliseconds without a message after which nothing more is waited for. */
   wait: number;
-  separator: Separator;
+  /** Without one, bytes are sent as they are read. */
+  separator?: Separator;
   signal: AbortSignal;
 }
 
@@ -35,18 +36,19 @@ export async function pipe(options: PipeOptions): Promise<Close> {
   console.error(describeOpen(url, websocket.subprotocol));
   const end = new AbortController();
   websocket.closed.then(() => end.abort());
-  const signal = AbortSignal.any([options.signal, end.signal]);
-  let sent = 0;
+  const { signal } = end;
+  let hasSent = false;
   /** How many messages were sent and not answered yet. */
   let due = 0;
-  /** Milliseconds since something has arrived, or since the end of the input. */
-  let quiet = 0;
+  /** When something has arrived, or the input has ended. */
+  let last = 0;
   let mistake: unknown;
 
   async function send() {
+    const input = Deno.stdin.readable.pipeThrough(new TransformStream(), { signal });
     try {
-      for await (const message of readMessages(Deno.stdin.readable, separator, signal)) {
-        sent++;
+      for await (const message of separator ? readMessages(input, separator) : input) {
+        hasSent = true;
         due++;
         await websocket.send(message);
       }
@@ -54,10 +56,9 @@ export async function pipe(options: PipeOptions): Promise<Close> {
       // What was sent before a mistake is still answered.
       if (!signal.aborted) mistake = error;
     }
-    quiet = 0;
-    while (!signal.aborted && quiet < (due > 0 ? timeout : wait)) {
-      await delay(LOOK, { signal }).catch(() => {});
-      quiet += LOOK;
+    last = performance.now();
+    while (!signal.aborted && performance.now() - last < (due > 0 ? timeout : wait)) {
+      await delay(LOOK);
     }
     await websocket.close();
   }
@@ -65,7 +66,7 @@ export async function pipe(options: PipeOptions): Promise<Close> {
   async function receive() {
     for await (const message of websocket) {
       printMessage(message, separator === undefined);
-      if (sent > 0) quiet = 0;
+      if (hasSent) last = performance.now();
       // A message that comes before any was sent is not an answer.
       if (due > 0) due--;
     }

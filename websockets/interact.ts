@@ -31,22 +31,15 @@ export interface InteractOptions extends ConnectOptions {
  * @returns How the last connection was closed.
  */
 export async function interact(options: InteractOptions): Promise<Close> {
-  const { url, reconnect } = options;
+  const { url, reconnect, pause = PAUSE } = options;
   let websocket = await connect(url, options);
   let isOpen = true;
-  const leave = new AbortController();
-  const signal = AbortSignal.any([options.signal, leave.signal]);
-  const terminal = new Terminal(signal, {
-    message(text) {
-      if (isOpen) websocket.send(text);
-      else terminal.tell("Not sent: there is no connection. The up arrow gets the line back.");
-    },
-    close() {
-      leave.abort();
-      websocket.close();
-    },
+  const terminal = new Terminal(options.signal, (message) => {
+    if (isOpen) websocket.send(message);
+    else terminal.tell("Not sent: there is no connection. The up arrow gets the line back.");
   });
-  const again = { ...options, pause: options.pause ?? PAUSE, patience: Infinity, signal };
+  const signal = terminal.left;
+  signal.addEventListener("abort", () => websocket.close());
   while (true) {
     terminal.tell(describeOpen(url, websocket.subprotocol));
     let turn = performance.now();
@@ -59,14 +52,17 @@ export async function interact(options: InteractOptions): Promise<Close> {
     }
     const close = await websocket.closed;
     isOpen = false;
-    const isOver = !reconnect || signal.aborted || !isLost(close);
-    if (isOver) terminal.close();
-    const closed = describeEnd(close);
-    terminal.tell(isOver ? closed : `${closed} Connecting again …`);
-    if (isOver) return close;
+    if (!reconnect || signal.aborted || !isLost(close)) {
+      terminal.close();
+      terminal.tell(describeEnd(close));
+      return close;
+    }
+    terminal.tell(`${describeEnd(close)} Connecting again …`);
     try {
-      await delay(Math.random() * again.pause, { signal });
-      websocket = await whileAway(() => connectAgain(url, again), again);
+      await delay(Math.random() * pause, { signal });
+      const again = { ...options, signal };
+      const patience = { patience: Infinity, pause, signal };
+      websocket = await whileAway(() => connectAgain(url, again), patience);
       isOpen = true;
     } catch (error) {
       if (signal.aborted) return close;

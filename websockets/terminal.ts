@@ -12,25 +12,22 @@ const NEXT_LINE = "… ";
 const MIN_PASTE = 16;
 const CONTROL_CHARACTERS = /[^\P{Cc}\t\r\n]/u;
 
-/** Told what happens at the terminal. */
-export interface TerminalEvents {
-  /** A message was typed: a line, or several where each but the last ends with `\`. */
-  message(text: string): void;
-  /** The user leaves, or `close` was called. */
-  close(): void;
-}
-
 /** Reads messages at the terminal, and prints lines above the one being typed. */
 export class Terminal {
   readonly #screen = new Screen();
   readonly #lines: readline.Interface;
-  readonly #events: TerminalEvents;
-  #isClosed = false;
+  readonly #left = new AbortController();
   /** What was typed of a message whose last line is not there yet. */
   #begun = "";
 
-  constructor(signal: AbortSignal, events: TerminalEvents) {
-    this.#events = events;
+  /** Aborts when the user leaves, and when `close` was called. */
+  readonly left = this.#left.signal;
+
+  /**
+   * @param signal Ends the prompt when it aborts.
+   * @param take Takes a message: a line, or several where each but the last ends with `\`.
+   */
+  constructor(signal: AbortSignal, take: (message: string) => void) {
     const keys = Object.assign(new Readable({ read() {} }), {
       setRawMode: (isRaw: boolean) => process.stdin.setRawMode(isRaw),
     });
@@ -42,39 +39,28 @@ export class Terminal {
       signal,
     });
     this.#lines = lines;
+    lines.on("line", (line) => this.#takeLine(line, take));
+    lines.on("close", () => {
+      process.stdin.pause();
+      this.#clear();
+      this.#left.abort();
+    });
     const decoder = new TextDecoder();
-    const read = (bytes: Uint8Array) => {
+    process.stdin.on("data", (bytes) => {
       const text = decoder.decode(bytes, { stream: true });
       if (text.length >= MIN_PASTE && !CONTROL_CHARACTERS.test(text)) this.#paste(text);
       else if (text) keys.emit("data", text);
-    };
-    const end = () => lines.close();
-    const fit = () => this.#fit();
-    const resume = () => {
-      process.stdin.setRawMode(true);
-      this.#fit();
-      lines.prompt(true);
-    };
-    process.stdin.on("data", read).on("end", end);
-    process.stdout.on("resize", fit);
+    });
+    process.stdin.on("end", () => lines.close());
+    process.stdout.on("resize", () => this.#fit());
     // The shell changes the terminal while this process is stopped. When it goes on, `lines` says so
     // after Ctrl-Z, and only `process` after `kill -STOP`.
-    lines.on("SIGCONT", resume);
-    process.on("SIGCONT", resume);
-    lines.on("line", (line) => this.#takeLine(line));
-    lines.on("close", () => {
-      process.stdin.off("data", read).off("end", end).pause();
-      process.stdout.off("resize", fit);
-      process.off("SIGCONT", resume);
-      this.#clear();
-      this.#isClosed = true;
-      events.close();
-    });
+    for (const each of [lines, process]) each.on("SIGCONT", () => this.#resume());
   }
 
   /** Prints a line above the one being typed, which may take several rows and is kept. */
   tell(line: string): void {
-    if (this.#isClosed) return void this.#screen.write(`${line}\n`);
+    if (this.left.aborted) return void this.#screen.write(`${line}\n`);
     this.#fit();
     const rows = this.#clear();
     // `prompt` first goes up the rows that the typed line had, so they must be there again.
@@ -87,12 +73,19 @@ export class Terminal {
     this.#lines.close();
   }
 
-  #takeLine(line: string) {
+  #resume() {
+    if (this.left.aborted) return;
+    process.stdin.setRawMode(true);
+    this.#fit();
+    this.#lines.prompt(true);
+  }
+
+  #takeLine(line: string, take: (message: string) => void) {
     const isWhole = !line.endsWith("\\");
     const message = this.#begun + (isWhole ? line : line.slice(0, -1));
     this.#begun = isWhole ? "" : `${message}\n`;
     this.#lines.setPrompt(isWhole ? PROMPT : NEXT_LINE);
-    if (isWhole) this.#events.message(message);
+    if (isWhole) take(message);
     this.#lines.prompt();
   }
 
@@ -130,7 +123,7 @@ export class Terminal {
    */
   #fit() {
     const { columns } = Deno.consoleSize();
-    if (columns === this.#screen.columns) return;
+    if (this.left.aborted || columns === this.#screen.columns) return;
     const before = this.#rows;
     this.#screen.columns = columns;
     // `prompt` goes up the rows that the line had before.

@@ -54,7 +54,7 @@ test(
   "a URL without a scheme is ws, and no token of a query is printed",
   async () => {
     await using server = startServer(echo());
-    const url = `localhost:${server.port}/?token=secret`;
+    const url = `localhost:${server.port}/?token=ws://secret`;
     const { code, errors } = await pipe(url, "", "--wait", "0");
     assertEquals([code, errors[0]], [0, `Connected to ws://localhost:${server.port}/?token=….`]);
   },

@@ -27,12 +27,11 @@ export function parseHeaders(lines: string[]): Headers {
   for (const line of lines) {
     const [, name, value] = line.match(HEADER) ?? [];
     if (name === undefined || SET_BY_DENO.test(name)) {
-      throw usageError("--header takes 'Name: value', and no name that Deno sets, such as Host.");
+      throw usageError("--header takes 'Name: value', but not Host, User-Agent and the like.");
     }
-    const cookies = headers.get("cookie");
-    if (cookies !== null && /^cookie$/i.test(name)) {
-      headers.set(name, `${cookies}; ${value.trim()}`);
-    } else headers.append(name, value);
+    const cookies = /^cookie$/i.test(name) && headers.get(name);
+    if (cookies) headers.set(name, `${cookies}; ${value.trim()}`);
+    else headers.append(name, value);
   }
   return headers;
 }
@@ -78,7 +77,7 @@ export async function runCommand(): Promise<void> {
   if (values.null && values.binary) throw usageError("Use either --null or --binary.");
   const separator: Separator | undefined = values.binary ? undefined : values.null ? "\0" : "\n";
   const options = {
-    url: url.includes("://") ? url : `ws://${url}`,
+    url: /^\w+:\/\//.test(url) ? url : `ws://${url}`,
     headers: parseHeaders(values.header),
     subprotocols: values.subprotocol,
     timeout: milliseconds("timeout", values.timeout),

@@ -115,13 +115,11 @@ export function checkUrl(url: string): void {
   throw new DOMException(mistake + hint, "SyntaxError");
 }
 
-/** A URL in two parts: the scheme, and all that follows. */
-const SCHEME = /^((?:ws|http)s?:[/\\]*)?(.*)$/is;
+const SCHEME = /^(ws|http)s?:[/\\]*/i;
 
 /** Whether it can't be seen where the credentials of a URL end. */
 function isAmbiguous(url: string): boolean {
-  const [, , rest = ""] = url.match(SCHEME) ?? [];
-  return /[/?#\\].*@/s.test(rest);
+  return /[/?#\\].*@/s.test(url.replace(SCHEME, ""));
 }
 
 /**
@@ -129,11 +127,11 @@ function isAmbiguous(url: string): boolean {
  * can't be seen where the credentials end, only the scheme is left.
  */
 export function withoutSecrets(url: string): string {
-  const [, scheme = "", rest = ""] = url.match(SCHEME) ?? [];
+  const [scheme = ""] = url.match(SCHEME) ?? [];
   if (isAmbiguous(url)) return `${scheme}…`;
-  const shown = rest.slice(rest.lastIndexOf("@") + 1);
-  return scheme +
-    shown.replace(/\?.*$/s, (query) => query.replace(/([?&](?:[^=&]*=)?)[^&]*/g, "$1…"));
+  const shown = url.slice(scheme.length).replace(/^.*@/s, "");
+  const hidden = (query: string) => query.replace(/([?&](?:[^=&]*=)?)[^&]*/g, "$1…");
+  return scheme + shown.replace(/\?.*$/s, hidden);
 }
 
 /** Such as `Connected to ws://localhost:9999, subprotocol chat.` */

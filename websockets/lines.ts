@@ -84,13 +84,12 @@ export function silence(): void {
 
 /** An error with its stack, as a few printable lines. */
 export function describeError(error: unknown): string {
-  let text = "an error that can't be printed";
   try {
-    text = Deno.inspect(error);
+    return printableLines(Deno.inspect(error));
   } catch {
     // The error has a getter or a custom inspection that throws.
+    return "an error that can't be printed";
   }
-  return printableLines(text);
 }
 
 /** The signal of a script that was told to end, by Ctrl-C. */

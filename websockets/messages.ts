@@ -1,6 +1,6 @@
 // Messages of the test command and the looping client: how they are printed, and read from a pipe.
 
-import { Buffer } from "node:buffer";
+import { Buffer, isUtf8 } from "node:buffer";
 import type { Message } from "./connection.ts";
 import { printable } from "./lines.ts";
 
@@ -41,20 +41,18 @@ export async function* readMessages(
   input: ReadableStream<Uint8Array>,
   separator: Separator,
 ): AsyncGenerator<string> {
-  const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
   let count = 0;
   let parts: Uint8Array[] = [];
   const take = (end: Uint8Array): string => {
     const bytes = Buffer.concat([...parts, end]);
     parts = [];
     count++;
-    try {
-      const text = decoder.decode(bytes);
-      return separator === "\n" ? text.replace(/\r$/, "") : text;
-    } catch {
-      const what = separator === "\n" ? "Line" : "Message";
-      throw new Error(`${what} ${count} of standard input is not UTF-8: --binary sends any bytes.`);
+    if (!isUtf8(bytes)) {
+      const what = `${separator === "\n" ? "Line" : "Message"} ${count}`;
+      throw new Error(`${what} of standard input is not UTF-8: --binary sends any bytes.`);
     }
+    const text = bytes.toString();
+    return separator === "\n" ? text.replace(/\r$/, "") : text;
   };
   for await (const chunk of input) {
     let start = 0;

@@ -1,6 +1,8 @@
 // Lines for people: what a log or a script prints, which no peer can misuse, and mistakes told in
 // one line. Nothing here is about WebSockets.
 
+import process from "node:process";
+
 /** Characters that are printed of a longer text: about two lines of a terminal. */
 const MAX_PRINTED = 200;
 /** Lines that a log prints in a second: more than an eye can follow. */
@@ -129,10 +131,7 @@ export async function runScript(usage: string, main: () => unknown): Promise<voi
 /** A signal that aborts on Ctrl-C, after which `runScript` ends with 130. A second one ends at once. */
 export function interruption(): AbortSignal {
   const interrupt = new AbortController();
-  Deno.addSignalListener("SIGINT", () => {
-    if (interrupt.signal.aborted) Deno.exit(130);
-    interrupt.abort(new Interrupted());
-  });
+  process.once("SIGINT", () => interrupt.abort(new Interrupted()));
   return interrupt.signal;
 }
 

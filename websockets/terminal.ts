@@ -45,13 +45,11 @@ export class Terminal {
       this.#clear();
       this.#left.abort();
     });
-    const decoder = new TextDecoder();
-    process.stdin.on("data", (bytes) => {
-      const text = decoder.decode(bytes, { stream: true });
+    process.stdin.setEncoding("utf8").on("end", () => lines.close());
+    process.stdin.on("data", (text: string) => {
       if (text.length >= MIN_PASTE && !CONTROL_CHARACTERS.test(text)) this.#paste(text);
-      else if (text) keys.emit("data", text);
+      else keys.emit("data", text);
     });
-    process.stdin.on("end", () => lines.close());
     process.stdout.on("resize", () => this.#fit());
     // The shell changes the terminal while this process is stopped. When it goes on, `lines` says so
     // after Ctrl-Z, and only `process` after `kill -STOP`.

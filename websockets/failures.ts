@@ -70,7 +70,6 @@ export async function explain(url: string, { name, message }: Error): Promise<Co
 /** Says where the server redirects to. Deno's WebSocket does not tell it. */
 async function findRedirect(url: string): Promise<string | undefined> {
   const asked = new URL(url.replace(/^ws/i, "http"));
-  asked.username = asked.password = "";
   try {
     const signal = AbortSignal.timeout(LOOK_TIMEOUT);
     const response = await fetch(asked, { redirect: "manual", signal });
@@ -103,10 +102,10 @@ async function isReachable(url: string): Promise<boolean> {
  * @throws {DOMException} `SyntaxError` for a URL that can't be a server's.
  */
 export function checkUrl(url: string): void {
-  const { protocol = "", username, password, href } = URL.parse(url) ?? {};
+  const { href = "", username, password } = URL.parse(url) ?? {};
   try {
     decodeURIComponent(`${username}:${password}`);
-    if (/^(ws|http)s?:$/.test(protocol) && !href?.includes("#")) return;
+    if (/^(ws|http)s?:[^#]*$/.test(href)) return;
   } catch {
     // A `%` is no escape.
   }

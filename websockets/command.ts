@@ -75,18 +75,18 @@ export async function runCommand(): Promise<void> {
   if (surplus.length > 0) throw usageError("One URL is enough.");
   if (values.origin !== undefined) values.header.push(`Origin: ${values.origin}`);
   if (values.null && values.binary) throw usageError("Use either --null or --binary.");
+  const server = /^\w+:\/\//.test(url) ? url : `ws://${url}`;
   const separator: Separator | undefined = values.binary ? undefined : values.null ? "\0" : "\n";
+  const wait = milliseconds("wait", values.wait);
   const options = {
-    url: /^\w+:\/\//.test(url) ? url : `ws://${url}`,
     headers: parseHeaders(values.header),
     subprotocols: values.subprotocol,
     timeout: milliseconds("timeout", values.timeout),
-    wait: milliseconds("wait", values.wait),
-    separator,
     signal: interruption(),
-    reconnect: !values["no-reconnect"],
   };
   const isTyped = separator === "\n" && Deno.stdin.isTerminal() && Deno.stdout.isTerminal();
-  const { code } = await (isTyped ? interact : pipe)(options);
+  const { code } = isTyped
+    ? await interact(server, options, !values["no-reconnect"])
+    : await pipe(server, options, wait, separator);
   Deno.exit(code === 1000 || code === 1001 ? 0 : 1);
 }

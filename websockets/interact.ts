@@ -15,23 +15,17 @@ const PAUSE = 2_000;
 /** Milliseconds of messages that are shown before keys are read: nobody notices them. */
 const TURN = 20;
 
-/** What `interact` is told. */
-export interface InteractOptions extends ConnectOptions {
-  url: string;
-  signal: AbortSignal;
-  /** Whether to connect again after a loss. */
-  reconnect: boolean;
-  pause?: number;
-}
-
 /**
- * Sends each message that is typed, and shows what arrives above the line being typed. When the
- * connection is lost, it connects again.
+ * Sends each message that is typed, and shows what arrives above the line being typed.
  *
+ * @param reconnect Whether to connect again when the connection is lost.
  * @returns How the last connection was closed.
  */
-export async function interact(options: InteractOptions): Promise<Close> {
-  const { url, reconnect, pause = PAUSE } = options;
+export async function interact(
+  url: string,
+  options: ConnectOptions,
+  reconnect: boolean,
+): Promise<Close> {
   let websocket = await connect(url, options);
   let isOpen = true;
   const terminal = new Terminal(options.signal, (message) => {
@@ -59,10 +53,10 @@ export async function interact(options: InteractOptions): Promise<Close> {
     }
     terminal.tell(`${describeEnd(close)} Connecting again …`);
     try {
-      await delay(Math.random() * pause, { signal });
+      await delay(Math.random() * PAUSE, { signal });
       const again = { ...options, signal };
-      const patience = { patience: Infinity, pause, signal };
-      websocket = await whileAway(() => connectAgain(url, again), patience);
+      const patient = { patience: Infinity, pause: PAUSE, signal };
+      websocket = await whileAway(() => connectAgain(url, again), patient);
       isOpen = true;
     } catch (error) {
       if (signal.aborted) return close;

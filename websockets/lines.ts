@@ -94,7 +94,7 @@ export function describeError(error: unknown): string {
   }
 }
 
-/** The signal of a script that was told to end, by Ctrl-C. */
+/** Thrown out of a script that Ctrl-C has told to end. */
 class Interrupted extends Error {}
 
 /**

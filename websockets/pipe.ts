@@ -2,7 +2,7 @@
 
 import { delay } from "@std/async";
 import { describeEnd } from "./close_codes.ts";
-import { connect, type ConnectOptions } from "./connect.ts";
+import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "./connect.ts";
 import { describeOpen } from "./failures.ts";
 import { printMessage, readMessages, type Separator } from "./messages.ts";
 import type { Close } from "./outbox.ts";
@@ -10,28 +10,23 @@ import type { Close } from "./outbox.ts";
 /** Milliseconds between two looks at what has arrived. */
 const LOOK = 10;
 
-/** What `pipe` is told. */
-export interface PipeOptions extends ConnectOptions {
-  url: string;
-  /** Milliseconds that the server may take for the handshake, and for an answer. */
-  timeout: number;
-  /** Milliseconds without a message after which nothing more is waited for. */
-  wait: number;
-  /** Without one, bytes are sent as they are read. */
-  separator?: Separator;
-  signal: AbortSignal;
-}
-
 /**
  * Sends the messages of standard input, and prints what arrives. After the end of the input it
- * stays until the answers that are due have come, each within `timeout`, and then until nothing
- * has arrived for `wait`. Without any input it listens for `wait`.
+ * stays until the answers that are due have come, each within `options.timeout`, and then until
+ * nothing has arrived for `wait`. Without any input it listens for `wait`.
  *
+ * @param wait In milliseconds.
+ * @param separator What ends a message. Without one, bytes are sent as they are read.
  * @returns How the connection was closed.
  * @throws {Error} if answers did not come, or if the input is not UTF-8.
  */
-export async function pipe(options: PipeOptions): Promise<Close> {
-  const { url, timeout, wait, separator } = options;
+export async function pipe(
+  url: string,
+  options: ConnectOptions,
+  wait: number,
+  separator?: Separator,
+): Promise<Close> {
+  const { timeout = HANDSHAKE_TIMEOUT } = options;
   await using websocket = await connect(url, options);
   console.error(describeOpen(url, websocket.subprotocol));
   const end = new AbortController();
@@ -75,7 +70,7 @@ export async function pipe(options: PipeOptions): Promise<Close> {
   await Promise.all([send(), receive()]);
   const close = await websocket.closed;
   console.error(describeEnd(close));
-  options.signal.throwIfAborted();
+  options.signal?.throwIfAborted();
   if (mistake) throw mistake;
   if (due > 0) throw new Error(`${due} messages were not answered.`);
   return close;

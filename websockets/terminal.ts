@@ -27,7 +27,7 @@ export class Terminal {
    * @param signal Ends the prompt when it aborts.
    * @param take Takes a message: a line, or several where each but the last ends with `\`.
    */
-  constructor(signal: AbortSignal, take: (message: string) => void) {
+  constructor(signal: AbortSignal | undefined, take: (message: string) => void) {
     const keys = Object.assign(new Readable({ read() {} }), {
       setRawMode: (isRaw: boolean) => process.stdin.setRawMode(isRaw),
     });

@@ -205,7 +205,7 @@ test(
     assertEquals([code, lines], [1, []]);
     assertEquals(errors.slice(1), [
       "Connection closed: 1000 (OK).",
-      "2 messages were not answered.",
+      "Messages without an answer: 2.",
     ]);
   },
 );

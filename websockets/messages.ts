@@ -18,10 +18,10 @@ export function show(message: Message): string {
  * @param isRaw Whether binary is printed as it is too, where that is no terminal.
  */
 export function printMessage(message: Message, isRaw = false): void {
-  const isTerminal = Deno.stdout.isTerminal();
-  if (isRaw && !isTerminal && typeof message !== "string") return write(new Uint8Array(message));
-  const isShown = isTerminal || typeof message !== "string";
-  write(new TextEncoder().encode(`${isShown ? show(message) : message}\n`));
+  const isPlain = !Deno.stdout.isTerminal();
+  if (isPlain && isRaw && typeof message !== "string") return write(new Uint8Array(message));
+  const line = isPlain && typeof message === "string" ? message : show(message);
+  write(new TextEncoder().encode(`${line}\n`));
 }
 
 /** Writes to standard output. Unlike `console.log` it throws when nobody reads that any more. */

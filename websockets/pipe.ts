@@ -72,6 +72,6 @@ export async function pipe(
   console.error(describeEnd(close));
   options.signal?.throwIfAborted();
   if (mistake) throw mistake;
-  if (due > 0) throw new Error(`${due} messages were not answered.`);
+  if (due > 0) throw new Error(`Messages without an answer: ${due}.`);
   return close;
 }

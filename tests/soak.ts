@@ -288,6 +288,7 @@ async function main() {
     for (const [index, { name, messages, failures }] of servers.entries()) {
       const done = `${visits} connections, ${messages} messages, ${failures.length} failures`;
       console.log(`${second} s, ${name}: ${done}, ${describe(now[index])}`);
+      for (const failure of new Set(failures)) console.log(`  ${failure}`);
     }
   }
   const [{ failures, script }] = servers;

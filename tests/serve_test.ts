@@ -596,6 +596,27 @@ test({ needs: "net" }, "a body that breaks off fails for `request` alone", async
   await retryAnswers(server.url);
 });
 
+test(
+  { needs: "net" },
+  "a method that no `Request` can have is refused, and holds no place",
+  async () => {
+    await using server = startServer(echo, { maxClients: 1, request: () => {} });
+    for (const method of ["TRACE", "TRACK", "CONNECT", "get", "head"]) {
+      assertEquals((await ask(server.port, plain(`${method} /`))).status, 400, method);
+    }
+    await assertAnswers(server.url);
+  },
+);
+
+test({ needs: "net" }, "a GET that tells the length of a body makes nothing wait", async () => {
+  let waiting = NaN;
+  const server = serve(echo, { port: 0, request: () => void (waiting = server.waiting) });
+  await using _ = server;
+  const request = plain("GET /", "Content-Length: 999999999999");
+  assertEquals((await ask(server.addr.port, request)).status, 426);
+  assertEquals(waiting, 0);
+});
+
 test({ needs: "net" }, "a `request` that fails costs that request only", async () => {
   const none = { "a number": () => 5, "null": () => null, "a status": () => ({ status: 200 }) };
   const late = { "a promise of no response": () => Promise.resolve("text") };

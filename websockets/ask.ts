@@ -31,7 +31,8 @@ export async function ask(
   const answered = new AbortController();
   const signal = AbortSignal.any([answered.signal, stopping]);
   const { promise: completed, resolve: complete } = Promise.withResolvers<void>();
-  const length = Number(request.headers.get("content-length") ?? 0);
+  // Nobody reads the body of a GET, whatever length it tells.
+  const length = mayHaveBody(request) ? Number(request.headers.get("content-length") ?? 0) : 0;
   let arrived = 0;
   let progressAt = performance.now();
   const watched = withBody(request, (bytes) => {

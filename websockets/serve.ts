@@ -109,8 +109,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
   ): Promise<Response> {
     pending++;
     const asking = { timeout, stopping: stopping.signal, waiting, log };
-    const response = await ask(decide, request, info, asking);
-    pending--;
+    const response = await ask(decide, request, info, asking).finally(() => pending--);
     return response ?? accept(request, info);
   }
 

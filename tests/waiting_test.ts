@@ -519,6 +519,29 @@ test(
   },
 );
 
+test({ needs: "net" }, "a log that sends its lines to all tells each drop once", async () => {
+  const lines: string[] = [];
+  await using room: Watched = startRoom({
+    maxWaiting: 4 * MEBIBYTE,
+    log(line) {
+      lines.push(line);
+      broadcast(room.members, line);
+    },
+  });
+  using _sleeper = await RawClient.upgraded(room.port);
+  await using readers = await connect(room.url, 2);
+  await joined(room, 3);
+  for (let number = 0; lines.length === 0; number++) {
+    assert(number < 200, "40 MB wait, and nobody is dropped");
+    readers[0].send(numbered(number, 200_000));
+    await readers[0].next();
+  }
+  for (const reader of readers) {
+    await reader.messages.next((message) => message === READ_TOO_LITTLE);
+  }
+  assertEquals([lines, room.members.size], [[READ_TOO_LITTLE], 2]);
+});
+
 // Who sends too much is dropped.
 
 test(
@@ -783,6 +806,28 @@ test(
 );
 
 // Memory.
+
+test(
+  { needs: "net" },
+  "a message is freed when it is taken, whatever waits behind it",
+  async () => {
+    const [count, size] = [60, 1_000_000];
+    const gates = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    await using server = startWatched(async (websocket) => {
+      await gates[0].promise;
+      for (let taken = 0; taken < count - 1; taken++) await websocket.receive();
+      await gates[1].promise;
+    });
+    await using client = await TestClient.open(server.url);
+    const before = heldMemory();
+    for (let number = 0; number < count; number++) client.send(numbered(number, size));
+    await eventually(() => assertLessOrEqual(count * size, server.waiting));
+    gates[0].resolve();
+    await eventually(() => assertLessOrEqual(server.waiting, 2 * size));
+    assertLessOrEqual(heldMemory() - before, 10 * size);
+    gates[1].resolve();
+  },
+);
 
 test({ needs: "net" }, "a part of a message does not keep the whole in memory", async () => {
   const parts: ((text: string) => string)[] = [

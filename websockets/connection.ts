@@ -47,9 +47,9 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   readonly #outbox: Outbox;
   readonly #options: ConnectionOptions;
   /** What has arrived and was not read yet. */
+  #arrived: Message[] = [];
+  /** What has arrived before that, with the oldest at the end: an array is slow to lose its first. */
   #unread: Message[] = [];
-  /** How many of them were read all the same: an array is slow to lose its first item. */
-  #read = 0;
   /** Set when nothing more arrives. */
   #end?: Close;
   #reader?: (result: IteratorResult<Message, undefined>) => void;
@@ -78,8 +78,10 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
       resolve(close);
     };
     outbox.onDrop = (close) => {
-      options.log?.(`Dropped a client. ${close.reason || "It did not answer the Close frame."}`);
       finish(close, false);
+      const line = `Dropped a client. ${close.reason || "It did not answer the Close frame."}`;
+      // A log may send, and who is dropped next must not depend on that.
+      queueMicrotask(() => options.log?.(line));
     };
     outbox.socket.binaryType = "arraybuffer";
     // Listeners take half a KiB less for each client than `onmessage` and the like.
@@ -166,19 +168,19 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
     const reader = this.#reader;
     this.#reader = undefined;
     if (reader) return reader({ done: false, value: message });
-    this.#unread.push(message);
+    this.#arrived.push(message);
     this.#outbox.countUnread(bytesOf(message) + UNREAD_COST);
     this.#outbox.waiting.relieve();
   }
 
   #next(): Promise<IteratorResult<Message, undefined>> {
-    if (this.#read < this.#unread.length) {
-      const value = this.#unread[this.#read++];
+    if (this.#unread.length === 0 && this.#arrived.length > 0) {
+      this.#unread = this.#arrived.reverse();
+      this.#arrived = [];
+    }
+    const value = this.#unread.pop();
+    if (value !== undefined) {
       this.#outbox.countUnread(-bytesOf(value) - UNREAD_COST);
-      if (this.#read === this.#unread.length || this.#read === 1_000) {
-        this.#unread.splice(0, this.#read);
-        this.#read = 0;
-      }
       return Promise.resolve({ done: false, value });
     }
     if (this.#end) return Promise.resolve({ done: true, value: undefined });
@@ -187,8 +189,8 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   }
 
   #discard() {
+    this.#arrived = [];
     this.#unread = [];
-    this.#read = 0;
     this.#outbox.countUnread(-this.#outbox.unread);
   }
 

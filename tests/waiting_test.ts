@@ -303,6 +303,35 @@ test({ needs: "net" }, "who reads slowly stays, however long it takes", async ()
   }
 });
 
+test(
+  { needs: "net" },
+  "slow readers of large messages keep nobody else waiting for too long",
+  async () => {
+    const [count, size] = [16, MEBIBYTE];
+    // The runtime is handed four of these messages at a time.
+    await using server = startWatched(async (websocket) => {
+      const message = new Uint8Array(size);
+      for (let sent = 0; sent < count; sent++) websocket.send(message);
+      await websocket.closed;
+    }, { maxWaiting: 16 * MEBIBYTE, idleTimeout: 2 });
+    using readers = await connectRaw(server.port, 8);
+    await using fast = await TestClient.open(server.url);
+    const readSlowly = async (reader: RawClient) => {
+      for (let due = count * (size + 10); due > 0; await delay(10)) {
+        const { length } = await reader.read();
+        assert(length > 0, `${server.log.all}`);
+        due -= length;
+        await reader.write(frame(PONG));
+      }
+    };
+    const readFast = async () => {
+      for (let received = 0; received < count; received++) await fast.next();
+    };
+    await Promise.all([readFast(), ...readers.map(readSlowly)]);
+    assertEquals(server.log.all, []);
+  },
+);
+
 // Who does not read is dropped.
 
 test(

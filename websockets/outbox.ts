@@ -139,6 +139,8 @@ export class Outbox {
       count++;
     }
     if (count > 0) this.queue.splice(0, count);
+    // Who waits for a turn is not late.
+    if (this.handed === 0 && this.queue.length > 0) this.takenAt = this.waiting.clock;
     if (this.queue.length > 0) return;
     this.#drained?.resolve();
     this.#drained = undefined;

@@ -170,11 +170,14 @@ export class Waiting {
     this.#pause = Infinity;
     this.seeAll();
     let pause = LONG_LOOK;
-    for (const outbox of this.#eager) {
+    for (const outbox of [...this.#eager]) {
       outbox.handOver();
-      if (!outbox.isEager) this.#eager.delete(outbox);
+      // Who has had a turn comes after those that wait for one.
+      if (outbox.handed > 0 || !outbox.isEager) this.#eager.delete(outbox);
+      if (!outbox.isEager) continue;
+      this.#eager.add(outbox);
       // A slow client is looked at less often, but soon enough for it to lose little time.
-      else pause = Math.min(pause, (this.clock - outbox.takenAt) / 4);
+      pause = Math.min(pause, (this.clock - outbox.takenAt) / 4);
     }
     for (const outbox of this.#busy) {
       const isWaiting = outbox.handed > 0 || outbox.isEager || outbox.closing !== undefined;

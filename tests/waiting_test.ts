@@ -5,6 +5,8 @@ import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/asser
 import { deadline, delay, retry } from "@std/async";
 import { type Close, type Connection, type Handler, serve, type ServeOptions } from "websockets";
 import { broadcast } from "../broadcast_server.ts";
+import { Outbox } from "../websockets/outbox.ts";
+import { Waiting } from "../websockets/waiting.ts";
 import {
   ask,
   assertDescriptors,
@@ -331,6 +333,35 @@ test(
     assertEquals(server.log.all, []);
   },
 );
+
+Deno.test("a broadcast to very many who take nothing yet takes little time", () => {
+  const waiting = new Waiting(1024 * MEBIBYTE, Infinity);
+  let looks = 0;
+  /** A socket that takes nothing, and for which a look takes a microsecond. */
+  const stalled = () => ({
+    readyState: WebSocket.OPEN,
+    sent: 0,
+    get bufferedAmount() {
+      looks++;
+      for (const end = performance.now() + 0.001; performance.now() < end;);
+      return this.sent;
+    },
+    send({ length }: Uint8Array) {
+      this.sent += length;
+    },
+    close() {},
+  });
+  const clients = Array.from({ length: 2_000 }, () => {
+    return new Outbox(stalled() as unknown as WebSocket, waiting);
+  });
+  for (let round = 0; round < 5; round++) {
+    const message = new Uint8Array(20_000);
+    for (const client of clients) client.send(message);
+  }
+  for (const client of clients) client.end({ code: 1006, reason: "" });
+  assertEquals(waiting.bytes, 0);
+  assertLessOrEqual(looks, 50 * clients.length);
+});
 
 // Who does not read is dropped.
 

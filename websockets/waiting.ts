@@ -46,7 +46,8 @@ export class Waiting {
   readonly #maxHanded: number;
   #limit: number;
   #lookedAt = 0;
-  #seenAt = 0;
+  /** When `seeAll` is due again. */
+  #seeAt = 0;
   #pause = Infinity;
   #timer?: ReturnType<typeof setTimeout>;
   #last?: { data: Sendable; message: WaitingMessage };
@@ -146,14 +147,14 @@ export class Waiting {
   /** Looks how much all clients have taken, if that was not done just now. */
   seeAll(): void {
     const now = performance.now();
-    if (now - this.#seenAt < SHORT_LOOK) return;
-    this.#seenAt = now;
+    if (now < this.#seeAt) return;
     this.#handed = 0;
     for (const outbox of this.#busy) {
       outbox.see();
       // What the runtime holds for clients that take nothing must not keep the others waiting.
       if (this.clock - outbox.takenAt < READ_INTERVAL) this.#handed += outbox.handed;
     }
+    this.#seeAt = now + pauseAfter(now);
   }
 
   #lookWithin(pause: number) {
@@ -186,9 +187,7 @@ export class Waiting {
     }
     this.#last = this.#decoded = undefined;
     this.relieve();
-    // Looking at very many clients takes a while, and must not be all that the server does.
-    const spent = performance.now() - now;
-    if (this.#busy.size > 0) this.#lookWithin(Math.max(pause, SHORT_LOOK, 4 * spent));
+    if (this.#busy.size > 0) this.#lookWithin(Math.max(pause, pauseAfter(now)));
   }
 
   /**
@@ -207,4 +206,9 @@ export class Waiting {
     // What it has caused still waits for others, and the next one is not to be dropped for that.
     this.#limit = Math.max(this.bytes, this.maxBytes) + enough;
   }
+}
+
+/** Looking at very many clients takes a while, and must not be all that the server does. */
+function pauseAfter(start: number): number {
+  return Math.max(SHORT_LOOK, 4 * (performance.now() - start));
 }

@@ -34,10 +34,11 @@ export class Outbox {
   takenAt = 0;
   /** Bytes that it took while more was waiting. Those that the kernel can have taken don't last. */
   #taken = 0;
-  #closing?: Close;
   #isEnded = false;
   #drained?: PromiseWithResolvers<void>;
 
+  /** Set as soon as the client is to be closed. It is sent nothing more. */
+  closing?: Close;
   /** Told when this side gives the client up. */
   onDrop?: (close: Close) => void;
 
@@ -45,22 +46,22 @@ export class Outbox {
     waiting.clients++;
   }
 
-  /** Set as soon as the client is to be closed. It is sent nothing more. */
-  get closing(): Close | undefined {
-    return this.#closing;
-  }
-
   /** Whether this is to be looked at soon. */
   get isEager(): boolean {
-    const isCloseDue = this.#closing !== undefined && this.socket.readyState === WebSocket.OPEN;
+    const isCloseDue = this.closing !== undefined && this.socket.readyState === WebSocket.OPEN;
     return this.queue.length > 0 || isCloseDue;
+  }
+
+  /** Whether the client has to take something, or to answer a Close frame. */
+  get isDue(): boolean {
+    if (this.#isEnded) return false;
+    return this.handed > 0 || this.queue.length > 0 || this.closing !== undefined;
   }
 
   /** Whether the client has taken nothing for long. */
   get isStuck(): boolean {
-    if (this.handed === 0 && this.queue.length === 0) return false;
     const { clock, timeout } = this.waiting;
-    return clock - this.takenAt > Math.min(PATIENCE, timeout / 2);
+    return this.handed > 0 && clock - this.takenAt > Math.min(PATIENCE, timeout / 2);
   }
 
   /** Whether the client takes nothing, at least not this, which most others have taken. */
@@ -70,7 +71,7 @@ export class Outbox {
 
   /** Done when the runtime was handed all that waits for this client, or when the client is gone. */
   send(data: Sendable): Promise<void> {
-    if (this.#closing) return DONE;
+    if (this.closing) return DONE;
     if (this.queue.length > 0) this.handOver();
     if (this.queue.length === 0 && this.#fits(bytesOf(data))) {
       this.#hand(data);
@@ -87,8 +88,8 @@ export class Outbox {
 
   /** Sends a Close frame when all is taken that waits. The runtime's own would lose sight of it. */
   close(closing: Close): void {
-    if (this.#closing) return;
-    this.#closing = closing;
+    if (this.closing) return;
+    this.closing = closing;
     this.waiting.watch(this, true);
     this.takenAt = this.waiting.clock;
     this.handOver();
@@ -96,13 +97,12 @@ export class Outbox {
 
   /** Forgets what waits, and whatever the client does from now on. */
   end(closing: Close): void {
-    this.#closing ??= closing;
-    for (const message of this.queue) this.waiting.release(message);
+    this.closing ??= closing;
+    for (const message of this.queue) this.waiting.countClients(message, -1);
     this.queue = [];
     this.waiting.bytes -= this.handed;
-    this.handed = this.#content = 0;
+    this.handed = 0;
     this.#drained?.resolve();
-    this.#drained = undefined;
     if (!this.#isEnded) this.waiting.clients--;
     this.#isEnded = true;
     this.waiting.forget(this);
@@ -116,7 +116,7 @@ export class Outbox {
 
   /** Ends the wait for a client that takes nothing, or does not answer the Close frame. */
   giveUp(): void {
-    if (this.#closing) this.onDrop?.({ code: 1006, reason: "" });
+    if (this.closing) this.onDrop?.({ code: 1006, reason: "" });
     else this.drop("It did not read for too long.");
   }
 
@@ -135,16 +135,18 @@ export class Outbox {
     for (const message of this.queue) {
       if (!this.#fits(message.bytes.length)) break;
       this.#hand(this.waiting.contentOf(message));
-      this.waiting.release(message);
+      this.waiting.countClients(message, -1);
       count++;
     }
     if (count > 0) this.queue.splice(0, count);
-    // Who waits for a turn is not late.
-    if (this.handed === 0 && this.queue.length > 0) this.takenAt = this.waiting.clock;
-    if (this.queue.length > 0) return;
-    this.#drained?.resolve();
-    this.#drained = undefined;
-    if (this.handed === 0) this.#sendClose();
+    if (this.queue.length === 0) {
+      this.#drained?.resolve();
+      this.#drained = undefined;
+      if (this.handed === 0) this.#sendClose();
+    } else if (this.handed === 0) {
+      // Who waits for a turn is not late.
+      this.takenAt = this.waiting.clock;
+    }
   }
 
   /** Looks how much the client has taken. An empty message counts as taken at once. */
@@ -165,11 +167,10 @@ export class Outbox {
   }
 
   #fits(bytes: number): boolean {
-    if (this.handed + bytes <= this.waiting.share) return true;
+    if (this.waiting.hasRoom(this.handed, bytes)) return true;
     this.see();
     this.waiting.seeAll();
-    // A message that is larger than a share has its turn where the runtime holds nothing.
-    return this.handed === 0 ? this.waiting.hasTurn : this.handed + bytes <= this.waiting.share;
+    return this.waiting.hasRoom(this.handed, bytes);
   }
 
   #hand(data: Sendable) {
@@ -185,7 +186,7 @@ export class Outbox {
   }
 
   #sendClose() {
-    if (!this.#closing || this.socket.readyState !== WebSocket.OPEN) return;
-    this.socket.close(this.#closing.code, this.#closing.reason);
+    if (!this.closing || this.socket.readyState !== WebSocket.OPEN) return;
+    this.socket.close(this.closing.code, this.closing.reason);
   }
 }

@@ -35,12 +35,8 @@ export class Waiting {
   clock = 0;
   /** How many clients there are. */
   clients = 0;
-  /** The clients for which something waits, or which are being closed. */
+  /** The clients for or from which something waits, or which are being closed. */
   readonly #busy = new Set<Outbox>();
-  /** Those of them that are to be handed more, or for which a handler waits. */
-  readonly #eager = new Set<Outbox>();
-  /** The clients that have left, and whose handlers still read what came before. */
-  readonly #left = new Set<Outbox>();
   /** Bytes that the runtime was handed for clients that take it. */
   #handed = 0;
   readonly #maxHanded: number;
@@ -67,14 +63,11 @@ export class Waiting {
     return this.bytes > this.maxBytes;
   }
 
-  /** Bytes that the runtime may hold for one client. */
-  get share(): number {
-    return (this.#maxHanded - this.#handed) * SHARE;
-  }
-
-  /** Whether a client for which the runtime holds nothing may be handed a message of any size. */
-  get hasTurn(): boolean {
-    return this.#handed < this.#maxHanded;
+  /** Whether the runtime, which holds `handed` bytes for a client, may be handed a message. */
+  hasRoom(handed: number, bytes: number): boolean {
+    const room = this.#maxHanded - this.#handed;
+    // A message that is larger than a share has its turn where the runtime holds nothing.
+    return handed === 0 ? room > 0 : handed + bytes <= room * SHARE;
   }
 
   /** Counts what waits elsewhere, such as for another server; less of it if negative. */
@@ -97,16 +90,12 @@ export class Waiting {
       message = { bytes, isText, clients: 0, cause: currentClient.getStore() };
       this.#last = { data, message };
     }
-    this.#count(message, 1);
+    this.countClients(message, 1);
     return message;
   }
 
-  /** Counts that a message waits for one client less. */
-  release(message: WaitingMessage): void {
-    this.#count(message, -1);
-  }
-
-  #count(message: WaitingMessage, clients: number) {
+  /** Counts that a message waits for so many clients more; for less if negative. */
+  countClients(message: WaitingMessage, clients: number): void {
     this.bytes -= costOf(message);
     message.clients += clients;
     this.bytes += costOf(message);
@@ -127,16 +116,12 @@ export class Waiting {
     if (this.#busy.size === 0) this.#lookedAt = performance.now();
     if (!this.#busy.has(outbox)) outbox.takenAt = this.clock;
     this.#busy.add(outbox);
-    if (isEager) this.#eager.add(outbox);
     this.#lookWithin(isEager ? SHORT_LOOK : LONG_LOOK);
   }
 
-  /** Looks at a client no more. */
+  /** Looks at a client no more, unless its handler still reads what came before it left. */
   forget(outbox: Outbox): void {
-    this.#busy.delete(outbox);
-    this.#eager.delete(outbox);
-    if (outbox.unread > 0) this.#left.add(outbox);
-    else this.#left.delete(outbox);
+    if (outbox.unread === 0) this.#busy.delete(outbox);
     if (this.#busy.size > 0) return;
     clearTimeout(this.#timer);
     this.#pause = Infinity;
@@ -171,19 +156,19 @@ export class Waiting {
     this.#pause = Infinity;
     this.seeAll();
     let pause = LONG_LOOK;
-    for (const outbox of [...this.#eager]) {
-      outbox.handOver();
-      // Who has had a turn comes after those that wait for one.
-      if (outbox.handed > 0 || !outbox.isEager) this.#eager.delete(outbox);
-      if (!outbox.isEager) continue;
-      this.#eager.add(outbox);
+    for (const outbox of [...this.#busy]) {
+      if (outbox.isEager) {
+        outbox.handOver();
+        // Who has had a turn comes after those that wait for one.
+        if (outbox.handed > 0) {
+          this.#busy.delete(outbox);
+          this.#busy.add(outbox);
+        }
+      }
       // A slow client is looked at less often, but soon enough for it to lose little time.
-      pause = Math.min(pause, (this.clock - outbox.takenAt) / 4);
-    }
-    for (const outbox of this.#busy) {
-      const isWaiting = outbox.handed > 0 || outbox.isEager || outbox.closing !== undefined;
-      if (isWaiting && this.clock - outbox.takenAt >= this.timeout) outbox.giveUp();
-      else if (!isWaiting && outbox.unread === 0) this.forget(outbox);
+      if (outbox.isEager) pause = Math.min(pause, (this.clock - outbox.takenAt) / 4);
+      if (!outbox.isDue) this.forget(outbox);
+      else if (this.clock - outbox.takenAt >= this.timeout) outbox.giveUp();
     }
     this.#last = this.#decoded = undefined;
     this.relieve();
@@ -202,7 +187,7 @@ export class Waiting {
     if (this.bytes <= this.#limit) return;
     const room = this.maxBytes * (1 + TOLERANCE) - this.bytes;
     const enough = Math.max(room / 4, this.maxBytes / 256);
-    dropOne(this.#busy.union(this.#left), enough, room < 0);
+    dropOne(this.#busy, enough, room < 0);
     // What it has caused still waits for others, and the next one is not to be dropped for that.
     this.#limit = Math.max(this.bytes, this.maxBytes) + enough;
   }

@@ -65,6 +65,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
   function answer(request: Request, info: RequestInfo): Response | Promise<Response> {
     // A handler that parses such a URL would fail, and the log would show it with its token.
     if (!URL.canParse(request.url)) return refuse(400, "The Host of the request can't be read.");
+    if (stopping.signal.aborted) return refuse(503, "The server is shutting down.", RETRY_AFTER);
     const refusal = refuseRequest(request);
     if (refusal) return refusal;
     const { request: decide } = options;
@@ -80,7 +81,6 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
   function refuseRequest(request: Request): Response | undefined {
     if (isHandshake(request)) return refuseHandshake(request) ?? refuseClient(request);
     if (mayHaveBody(request)) return refuseClient(request) ?? refuseBody(request, maxMessage);
-    if (stopping.signal.aborted) return refuse(503, "The server is shutting down.", RETRY_AFTER);
   }
 
   /** Refuses a client because of where it comes from, or because there is no room. */
@@ -90,7 +90,6 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
       log(`Refused a page from elsewhere: let it in with \`origins\` ${printable(`${origin}`)}.`);
       return refuse(403, "Pages from this origin are not let in.");
     }
-    if (stopping.signal.aborted) return refuse(503, "The server is shutting down.", RETRY_AFTER);
     if (clients.size + pending >= maxClients) {
       log(`Refused a client: there are ${maxClients}, which is \`maxClients\`.`);
       return refuse(503, "There are too many clients, try again later.", RETRY_AFTER);
@@ -173,10 +172,9 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
 
   async function stop() {
     stopping.abort();
-    const left = [...clients.values()];
     for (const client of clients.keys()) client.close(1001, "The server is shutting down.");
     const isDone = async () => {
-      await Promise.all(left);
+      await Promise.all(clients.values());
       while (pending > 0) await delay(1);
     };
     await deadline(isDone(), SHUTDOWN_TIMEOUT).catch(() => {

@@ -50,16 +50,14 @@ function furthestBehind(clients: Iterable<Outbox>): Outbox | undefined {
 }
 
 /** Bytes for each client. */
-class Sums {
-  readonly #sums = new Map<Outbox, number>();
-
+class Sums extends Map<Outbox, number> {
   add(client: Outbox, bytes: number): void {
-    this.#sums.set(client, (this.#sums.get(client) ?? 0) + bytes);
+    this.set(client, (this.get(client) ?? 0) + bytes);
   }
 
   largest(): [Outbox | undefined, number] {
     let most: [Outbox | undefined, number] = [undefined, 0];
-    for (const each of this.#sums) if (each[1] > most[1]) most = each;
+    for (const each of this) if (each[1] > most[1]) most = each;
     return most;
   }
 }

@@ -64,9 +64,8 @@ export function runServer(
   if (!cert !== !key) throw usageError("--cert and --key need each other.");
   const wrong = origin.find((each) => !isOrigin(each));
   if (wrong !== undefined) {
-    throw usageError(
-      `--origin takes a whole origin such as https://example.com, or *, not "${wrong}".`,
-    );
+    const origins = "a whole origin such as https://example.com, or *";
+    throw usageError(`--origin takes ${origins}, not "${wrong}".`);
   }
   if (flags.quiet) silence();
   const hostname = host.replace(/^\[(.*)\]$/, "$1");
@@ -135,16 +134,14 @@ function withPage({ page, request: ask }: RunOptions): ServeOptions["request"] {
   const [, policy] = page.match(PAGE_POLICY) ?? [];
   // A page that another site frames could be made to connect by a click there, and a page can't
   // forbid that by itself.
-  const policies = ["frame-ancestors 'none'", policy].filter(Boolean).join("; ");
+  const pageHeaders = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Content-Security-Policy": ["frame-ancestors 'none'", policy].filter(Boolean).join("; "),
+  };
   const answer = ({ method, url, headers }: Request) => {
     if (headers.get("sec-websocket-key") !== null || new URL(url).pathname !== "/") return;
     if (method !== "GET" && method !== "HEAD") return;
-    return new Response(page, {
-      headers: {
-        "Content-Type": "text/html; charset=utf-8",
-        "Content-Security-Policy": policies,
-      },
-    });
+    return new Response(page, { headers: pageHeaders });
   };
   if (!ask) return answer;
   return async (request, info) => (await ask(request, info)) ?? answer(request);

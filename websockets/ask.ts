@@ -28,8 +28,6 @@ export async function ask(
   { remoteAddr }: RequestInfo,
   { timeout, stopping, waiting, log }: AskOptions,
 ): Promise<Response | undefined> {
-  const answered = new AbortController();
-  const signal = AbortSignal.any([answered.signal, stopping]);
   const { promise: completed, resolve: complete } = Promise.withResolvers<void>();
   // Nobody reads the body of a GET, whatever length it tells.
   const length = mayHaveBody(request) ? Number(request.headers.get("content-length") ?? 0) : 0;
@@ -39,24 +37,38 @@ export async function ask(
     arrived += bytes;
     progressAt = performance.now();
   });
-  // `async` makes a rejection of whatever is thrown, also by a `then` of what is returned.
-  const asked = async () => await decide(watched, { remoteAddr, completed });
-  const late = async () => {
-    while (!signal.aborted && performance.now() < progressAt + timeout) {
-      await delay(progressAt + timeout - performance.now(), { signal }).catch(() => {});
+
+  /** Waits for the answer, or answers in its place when that takes too long. */
+  async function inTime(asked: unknown): Promise<unknown> {
+    const answered = new AbortController();
+    const signal = AbortSignal.any([answered.signal, stopping]);
+    const late = async () => {
+      while (!signal.aborted && performance.now() < progressAt + timeout) {
+        await delay(progressAt + timeout - performance.now(), { signal }).catch(() => {});
+      }
+      if (!signal.aborted && arrived < length) {
+        return refuse(408, "The body of the request did not arrive in time.");
+      }
+      complete();
+      // What `request` has just done still counts.
+      if (!answered.signal.aborted) await delay(0);
+      if (!signal.aborted) log("The handler took too long to answer a request.");
+      return refuse(503, "The server can't wait for this any longer.", RETRY_AFTER);
+    };
+    try {
+      // `async` makes a rejection of whatever is thrown, also by a `then` of what is awaited.
+      return await Promise.race([(async () => await asked)(), late()]);
+    } finally {
+      answered.abort();
     }
-    if (!signal.aborted && arrived < length) {
-      return refuse(408, "The body of the request did not arrive in time.");
-    }
-    complete();
-    // What `request` has just done still counts.
-    if (!answered.signal.aborted) await delay(0);
-    if (!signal.aborted) log("The handler took too long to answer a request.");
-    return refuse(503, "The server can't wait for this any longer.", RETRY_AFTER);
-  };
+  }
+
   waiting.count(length);
   try {
-    const response = await Promise.race([asked(), late()]);
+    const asked = decide(watched, { remoteAddr, completed });
+    // Most answers are there at once.
+    const isThere = asked === undefined || asked instanceof Response;
+    const response = isThere ? asked : await inTime(asked);
     if (response instanceof Response || response === undefined) return response;
     throw new TypeError("`request` must return a Response or undefined.");
   } catch (error) {
@@ -64,7 +76,6 @@ export async function ask(
     return refuse(500, "The server failed to handle this.");
   } finally {
     waiting.count(-length);
-    answered.abort();
     complete();
   }
 }

@@ -53,6 +53,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   /** Set when nothing more arrives. */
   #end?: Close;
   #reader?: (result: IteratorResult<Message, undefined>) => void;
+  readonly #resolve: (close: Close) => void;
 
   /** The IP address of the client, or the host of the server. */
   readonly remoteAddress: string;
@@ -71,26 +72,12 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
     this.#subprotocol = subprotocol;
     const { promise, resolve } = Promise.withResolvers<Close>();
     this.closed = promise;
-    const finish = (close: Close, isWhole: boolean) => {
-      if (!isWhole) this.#discard();
-      this.#stop(close);
-      outbox.end(close);
-      resolve(close);
-    };
-    outbox.onDrop = (close) => {
-      finish(close, false);
-      const line = `Dropped a client. ${close.reason || "It did not answer the Close frame."}`;
-      // A log may send, and who is dropped next must not depend on that.
-      queueMicrotask(() => options.log?.(line));
-    };
+    this.#resolve = resolve;
+    outbox.onDrop = (close) => this.#drop(close);
     outbox.socket.binaryType = "arraybuffer";
     // Listeners take half a KiB less for each client than `onmessage` and the like.
     outbox.socket.addEventListener("message", ({ data }) => this.#arrive(data));
-    // What arrived before a Close frame is still read. A client that broke off is past that.
-    outbox.socket.addEventListener(
-      "close",
-      ({ code, reason, wasClean }) => finish({ code: code || 1006, reason }, wasClean),
-    );
+    outbox.socket.addEventListener("close", (event) => this.#finish(event, event.wasClean));
   }
 
   /** The subprotocol that both ends speak, or "" (RFC 6455 section 1.9). */
@@ -186,6 +173,22 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
     if (this.#end) return Promise.resolve({ done: true, value: undefined });
     if (this.#reader) throw new Error("Another call waits for the next message already.");
     return new Promise((resolve) => this.#reader = resolve);
+  }
+
+  #drop(close: Close) {
+    this.#finish(close, false);
+    const line = `Dropped a client. ${close.reason || "It did not answer the Close frame."}`;
+    // A log may send, and who is dropped next must not depend on that.
+    queueMicrotask(() => this.#options.log?.(line));
+  }
+
+  #finish({ code, reason }: Close, isWhole: boolean) {
+    const close = { code: code || 1006, reason };
+    // What arrived before a Close frame is still read. A client that broke off is past that.
+    if (!isWhole) this.#discard();
+    this.#stop(close);
+    this.#outbox.end(close);
+    this.#resolve(close);
   }
 
   #discard() {

@@ -364,3 +364,17 @@ Deno.test("a close code is told with its standard name", () => {
     "1004 (unknown)",
   ]);
 });
+
+test(
+  { needs: "net" },
+  "who closes without reading what has arrived leaves nothing behind",
+  async () => {
+    await using server = startServer(async (websocket) => {
+      for (const text of ["1", "2", "3"]) websocket.send(text);
+      await websocket.receive();
+    });
+    const websocket = await connect(server.url);
+    assertEquals(await websocket.receive(), "1");
+    await websocket.close();
+  },
+);

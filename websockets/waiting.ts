@@ -37,6 +37,8 @@ export class Waiting {
   clients = 0;
   /** The clients for or from which something waits, or which are being closed. */
   readonly #busy = new Set<Outbox>();
+  /** The clients that have left, and whose handlers may still read what came before. */
+  readonly #left = new Set<Outbox>();
   /** Bytes that the runtime was handed for clients that take it. */
   #handed = 0;
   readonly #maxHanded: number;
@@ -119,9 +121,11 @@ export class Waiting {
     this.#lookWithin(isEager ? SHORT_LOOK : LONG_LOOK);
   }
 
-  /** Looks at a client no more, unless its handler still reads what came before it left. */
+  /** Looks at a client no more. */
   forget(outbox: Outbox): void {
-    if (outbox.unread === 0) this.#busy.delete(outbox);
+    this.#busy.delete(outbox);
+    if (outbox.unread > 0) this.#left.add(outbox);
+    else this.#left.delete(outbox);
     if (this.#busy.size > 0) return;
     clearTimeout(this.#timer);
     this.#pause = Infinity;
@@ -167,8 +171,9 @@ export class Waiting {
       }
       // A slow client is looked at less often, but soon enough for it to lose little time.
       if (outbox.isEager) pause = Math.min(pause, (this.clock - outbox.takenAt) / 4);
-      if (!outbox.isDue) this.forget(outbox);
-      else if (this.clock - outbox.takenAt >= this.timeout) outbox.giveUp();
+      if (outbox.isDue) {
+        if (this.clock - outbox.takenAt >= this.timeout) outbox.giveUp();
+      } else if (outbox.unread === 0) this.forget(outbox);
     }
     this.#last = this.#decoded = undefined;
     this.relieve();
@@ -187,7 +192,7 @@ export class Waiting {
     if (this.bytes <= this.#limit) return;
     const room = this.maxBytes * (1 + TOLERANCE) - this.bytes;
     const enough = Math.max(room / 4, this.maxBytes / 256);
-    dropOne(this.#busy, enough, room < 0);
+    dropOne(this.#busy.union(this.#left), enough, room < 0);
     // What it has caused still waits for others, and the next one is not to be dropped for that.
     this.#limit = Math.max(this.bytes, this.maxBytes) + enough;
   }

@@ -31,7 +31,7 @@ export function printable(text: string, length = MAX_PRINTED): string {
 }
 
 /** The same for the lines of an error with its stack. */
-export function printableLines(text: string): string {
+function printableLines(text: string): string {
   return text.slice(0, MAX_ERROR).split("\n").map((line) => printable(line, Infinity)).join("\n");
 }
 

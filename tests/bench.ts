@@ -8,24 +8,22 @@
 
 import { delay } from "@std/async";
 import { cpus } from "node:os";
-import process from "node:process";
 import { parseArgs } from "node:util";
 import { runScript, usageError, wholeNumber } from "websockets";
-import { type Figures, percentile, picture, type Row, rowsOf, sum, table } from "./bench_tables.ts";
+import { type Figures, figuresOf, picture, rowsOf, sum, table } from "./bench_tables.ts";
 import { NATS_SERVER, Program, PYTHON, Script } from "./helpers.ts";
-import { broadcast, BULK, type Case, connectAll, disconnect, echo, type Load } from "./loads.ts";
-import { type LoadOptions, OPENING, type Outcome, push, stall } from "./loads.ts";
+import { BULK, type Case, connectAll, disconnect, load, OPENING, Outcome, stall } from "./loads.ts";
 
+/** Time under load of each server, in each case and round. */
+const SECONDS = 2;
 /** Milliseconds of a server's turn: long beside its start, short beside what else is going on. */
 const TURN = 250;
 /** Turns before those that count, in which V8 compiles what turns out to be hot. */
-const WARM_UP = 3;
+const WARM_UP = 4;
 /** Milliseconds in which a server notices its clients, and its memory comes to rest. */
 const SETTLING = 500;
 /** Milliseconds of one tick in /proc/PID/stat: Linux counts 100 a second for every program. */
 const TICK = 10;
-/** The part of a core from which on a program of one thread can do no more. */
-const FULL_CORE = 0.95;
 
 interface Server {
   name: string;
@@ -42,8 +40,6 @@ interface Options {
   rate?: number;
 }
 
-type Measure = (servers: Server[], oneCase: Case, options: Options) => Promise<Figures[]>;
-
 /**
  * Loads the servers in short turns, so that what else the machine does meets all of them: their
  * ratio keeps within some percent while the figures themselves halve and double.
@@ -52,114 +48,61 @@ type Measure = (servers: Server[], oneCase: Case, options: Options) => Promise<F
  * nothing: a microsecond more for each answer of the bare server, which takes 8, was shown as 0.87
  * to 0.90. Frames written to plain TCP were no faster, as most of the time goes into system calls.
  */
-function takeTurns(load: Load, isSteady = false): Measure {
-  return async (servers, oneCase, { seconds, rate }) => {
-    const milliseconds = Math.min(TURN, seconds * 1000);
-    const options: LoadOptions = { ...oneCase, milliseconds };
-    await using stalled = new AsyncDisposableStack();
-    const players: Player[] = [];
-    for (const server of servers) {
-      const sockets = await connectAll(server.urls, oneCase);
-      players.push({ server, sockets, turns: [], before: NaN });
-      for (const each of await stall(server.urls[0], oneCase.stalled)) stalled.use(each);
+async function takeTurns(servers: Server[], oneCase: Case, { seconds, rate }: Options) {
+  const milliseconds = Math.min(TURN, seconds * 1000);
+  await using stalled = new AsyncDisposableStack();
+  const players = [];
+  for (const server of servers) {
+    const sockets = await connectAll(server.urls, oneCase);
+    players.push({ ...server, sockets, outcome: new Outcome(), before: 0 });
+    for (const each of await stall(server.urls[0], oneCase.stalled)) stalled.use(each);
+  }
+  // A server learns of a client a moment after the client does, and shall know all of them.
+  await delay(Math.min(SETTLING, seconds * 1000));
+  let highest = Infinity;
+  for (const player of players) {
+    for (let turn = 0; turn < WARM_UP; turn++) {
+      player.outcome = await load(player.sockets, { ...oneCase, milliseconds });
     }
-    // A server learns of a client a moment after the client does, and shall know all of them.
-    await delay(Math.min(SETTLING, seconds * 1000));
-    const rates: number[] = [];
-    for (const player of players) {
-      for (let turn = 0; turn < WARM_UP; turn++) await play(player, load, options);
-      const { count, elapsed } = await play(player, load, options);
-      rates.push(count / elapsed * 1000);
-      player.before = cpuTime(player.server.processIds);
+    highest = Math.min(highest, player.outcome.count / player.outcome.milliseconds * 1000);
+    player.outcome = new Outcome();
+  }
+  for (const player of players) player.before = cpuTime(player.processIds);
+  const { part } = oneCase;
+  const options = { ...oneCase, milliseconds, rate: part && (rate ?? part * highest) };
+  for (let turn = 0; turn * milliseconds < seconds * 1000; turn++) {
+    // Each is the first as often as the others: who has two turns in a row has an advantage.
+    const first = turn % players.length;
+    for (const { sockets, outcome } of [...players.slice(first), ...players.slice(0, first)]) {
+      await load(sockets, options, outcome);
     }
-    if (isSteady) options.rate = rate ?? Math.min(...rates) / 2;
-    for (let turn = 0; turn * milliseconds < seconds * 1000; turn++) {
-      // Each is the first as often as the others: who has two turns in a row has an advantage.
-      const first = turn % players.length;
-      for (const player of [...players.slice(first), ...players.slice(0, first)]) {
-        player.turns.push(await play(player, load, options));
-      }
-    }
-    const figures: Figures[] = [];
-    for (const { server, turns, before } of players) {
-      const used = cpuTime(server.processIds) - before;
-      figures.push(turnFigures(turns, used, oneCase.bytes));
-    }
-    await disconnect(players.flatMap(({ sockets }) => sockets));
-    return figures;
-  };
-}
-
-interface Player {
-  server: Server;
-  sockets: WebSocket[];
-  turns: Turn[];
-  /** What the server had used of the processor before the first turn. */
-  before: number;
-}
-
-/** A turn, with its milliseconds, and those of the processor that the load itself has used. */
-export type Turn = Outcome & { elapsed: number; loadTime: number };
-
-async function play({ server, sockets }: Player, load: Load, options: LoadOptions): Promise<Turn> {
-  const [start, before] = [performance.now(), process.cpuUsage()];
-  const outcome = await load(sockets, options).catch((error: unknown) => {
-    throw error instanceof Error ? new Error(`${server.name}: ${error.message}`) : error;
-  });
-  const { user, system } = process.cpuUsage(before);
-  return { ...outcome, elapsed: performance.now() - start, loadTime: (user + system) / 1000 };
-}
-
-/** @param cpuTime Milliseconds of the processor that the server has used in all turns. */
-export function turnFigures(turns: Turn[], cpuTime: number, bytes: number): Figures {
-  const [count, elapsed, loadTime] = (["count", "elapsed", "loadTime"] as const).map((name) =>
-    sum(turns.map((turn) => turn[name]))
+  }
+  const figures = players.map(({ processIds, outcome, before }) =>
+    figuresOf(outcome, cpuTime(processIds) - before, oneCase.bytes)
   );
-  const waits = turns.flatMap(({ waits }) => waits);
-  const delays = turns.flatMap(({ delays }) => delays);
-  const isSteady = delays.length > 0;
-  // Where the load tool did all that it could, the server may be better than its figures.
-  const isLimited = isSteady
-    ? percentile(delays, 0.99) >= percentile(waits, 0.99) / 2
-    : loadTime / elapsed >= FULL_CORE;
-  const rate = isSteady ? "sent per second" : "per second";
-  const megabytes = count * bytes / 1e6;
-  const speed: Figures = bytes < BULK
-    ? { [rate]: count / elapsed * 1000, "CPU µs": cpuTime / count * 1000 }
-    : { "MB per second": megabytes / elapsed * 1000, "CPU µs per MB": cpuTime / megabytes * 1000 };
-  return { ...speed, ...waitFigures(waits), limit: Number(isLimited) };
-}
-
-function waitFigures(waits: number[]): Figures {
-  const [p50, p99, p999] = [0.5, 0.99, 0.999].map((part) => percentile(waits, part));
-  return { "p50 ms": p50, "p99 ms": p99, "p99.9 ms": p999 };
+  await disconnect(players.flatMap(({ sockets }) => sockets));
+  return figures;
 }
 
 /** Opens connections that then stay silent, and looks how much larger they have made a server. */
-const idle: Measure = async (servers, oneCase, { seconds }) => {
-  const figures: Figures[] = [];
-  for (const { urls, processIds } of servers) {
-    // What a server compiles for its first clients, and how its heap grows, is not their price.
-    for (let wave = 0; wave < 10 * seconds; wave++) {
-      await disconnect(await connectAll(urls, { clients: OPENING }));
-    }
-    await delay(Math.min(SETTLING, seconds * 1000));
-    const [memory, before] = [residentMemory(processIds), cpuTime(processIds)];
-    const start = performance.now();
-    const waits: number[] = [];
-    const sockets = await connectAll(urls, oneCase, { waits });
-    const elapsed = performance.now() - start;
-    await delay(Math.min(SETTLING, seconds * 1000));
-    figures.push({
-      "per second": sockets.length / elapsed * 1000,
-      "KiB each": (residentMemory(processIds) - memory) / sockets.length,
-      "CPU µs": (cpuTime(processIds) - before) / sockets.length * 1000,
-      ...waitFigures(waits),
-    });
-    await disconnect(sockets);
+async function openAll({ urls, processIds }: Server, oneCase: Case, { seconds }: Options) {
+  // What a server compiles for its first clients, and how its heap grows, is not their price.
+  for (let wave = 0; wave < 10 * seconds; wave++) {
+    await disconnect(await connectAll(urls, { clients: OPENING }));
   }
-  return figures;
-};
+  await delay(Math.min(SETTLING, seconds * 1000));
+  const [memory, before] = [residentMemory(processIds), cpuTime(processIds)];
+  const start = performance.now();
+  const outcome = new Outcome();
+  const sockets = await connectAll(urls, oneCase, outcome.waits);
+  outcome.count = sockets.length;
+  outcome.milliseconds = performance.now() - start;
+  await delay(Math.min(SETTLING, seconds * 1000));
+  const { limit: _, ...figures } = figuresOf(outcome, cpuTime(processIds) - before, oneCase.bytes);
+  const memoryEach = (residentMemory(processIds) - memory) / sockets.length;
+  await disconnect(sockets);
+  return { ...figures, "KiB each": memoryEach };
+}
 
 /** Milliseconds of the processor that processes have used, all together; NaN if there are none. */
 export function cpuTime(processIds: number[]): number {
@@ -182,20 +125,13 @@ function read(path: string): string {
   return Deno.build.os === "linux" ? Deno.readTextFileSync(path) : "";
 }
 
-/** What was started, and ends with the round or with this script. */
-const running: Program[] = [];
-
-async function stopAll(): Promise<void> {
-  await Promise.all(running.splice(0).map((program) => program[Symbol.asyncDispose]()));
-}
-
-type Start = () => Promise<Server>;
+/** Starts a server, which ends with the round. */
+type Start = (round: AsyncDisposableStack) => Promise<Server>;
 
 /** Starts a server that prints its address. */
 function starting(name: string, program: () => Program): Start {
-  return async () => {
-    const started = program();
-    running.push(started);
+  return async (round) => {
+    const started = round.use(program());
     const [url] = (await started.prints(/ws:/)).match(/ws:[^\s,]+/) ?? [];
     return { name, urls: [`${url}`], processIds: [started.pid] };
   };
@@ -212,12 +148,12 @@ function plain(name: string, handler = name): Start {
 
 /** Starts instances of the broadcast server that are joined through a NATS server. */
 function joined(name: string, instances: number): Start {
-  return async () => {
-    const nats = new Program(NATS_SERVER ?? "", ["--addr", "127.0.0.1", "--port", "-1"]);
-    running.push(nats);
+  return async (round) => {
+    const args = ["--addr", "127.0.0.1", "--port", "-1"];
+    const nats = round.use(new Program(NATS_SERVER ?? "", args));
     const line = await nats.errors.next((line) => line.includes("client connections"), "NATS");
     const flags = ["--quiet", "--nats", `nats://${line.split(" ").pop()}`];
-    const start = script(name, "broadcast_server.ts", ...flags);
+    const start = () => script(name, "broadcast_server.ts", ...flags)(round);
     const all = await Promise.all(Array.from({ length: instances }, start));
     return {
       name,
@@ -245,7 +181,6 @@ function sourceOf(language: string): string {
 }
 
 interface Table {
-  measure: Measure;
   /** All are compared with the first. */
   servers: Start[];
   cases: Case[];
@@ -262,17 +197,14 @@ export function allTables(ws?: string): Record<string, Table> {
   const [echoes, rooms] = [others("echo", ws), others("broadcast", ws)];
   return {
     "Echo": {
-      measure: takeTurns(echo),
       servers: [bare, ours, printing, ...echoes],
       cases: [20, 200].flatMap((clients) => [20, 1024].map((bytes) => ({ clients, bytes }))),
     },
     "From callbacks to rules": {
-      measure: takeTurns(echo),
       servers: [bare, plain("callbacks"), plain("loop"), ours],
       cases: [{ clients: 20, bytes: 20 }],
     },
     "Echo in bulk": {
-      measure: takeTurns(echo),
       servers: [bare, ours, ...echoes],
       cases: [
         { clients: 1, bytes: BULK, inFlight: 16 },
@@ -282,57 +214,50 @@ export function allTables(ws?: string): Record<string, Table> {
       ],
     },
     "Push": {
-      measure: takeTurns(push),
       servers: [...pushes, ...others("push", ws)],
-      cases: [{ clients: 1, bytes: BULK, pieces: 3200 }],
+      cases: [{ clients: 1, bytes: BULK, copies: 3200 }],
     },
     "Echo at a steady rate": {
-      measure: takeTurns(echo, true),
       servers: [bare, ours],
       cases: [
-        ...[20, 200, 1000].map((clients) => ({ clients, bytes: 20 })),
-        { clients: 1000, bytes: 20, stalled: 20 },
+        ...[20, 200, 1000].map((clients) => ({ clients, bytes: 20, part: 0.5 })),
+        { clients: 1000, bytes: 20, part: 0.5, stalled: 20 },
       ],
     },
     "Broadcast": {
-      measure: takeTurns(broadcast),
       servers: [bareRoom, room, ...rooms],
-      cases: [10, 100, 1000].map((clients) => ({ clients, bytes: 20, inFlight: 8 })),
+      cases: [10, 100, 1000].map((clients) => ({ clients, rooms: 1, bytes: 20, inFlight: 8 })),
     },
     "Broadcast in bulk": {
-      measure: takeTurns(broadcast),
       servers: [bareRoom, room, ...rooms],
-      cases: [{ clients: 10, bytes: BULK, inFlight: 8 }],
+      cases: [{ clients: 10, rooms: 1, bytes: BULK, inFlight: 8 }],
     },
     "Broadcast by several instances": {
-      measure: takeTurns(broadcast),
       servers: NATS_SERVER ? [room, joined("two", 2), joined("four", 4)] : [],
       cases: [100, 1000, 1000].map((clients, index) => (
         { clients, bytes: 20, inFlight: 8, rooms: [1, 1, 10][index] }
       )),
     },
     "Connections": {
-      measure: idle,
       servers: [bare, ours],
-      cases: [{ clients: 1000, bytes: 0 }, { clients: 10_000, bytes: 0 }],
+      cases: [1000, 10_000].map((clients) => ({ clients, bytes: 0, part: 0 })),
     },
   };
 }
 
 /** Measures a case, each round with new processes, as no two of a server are equally fast. */
-async function compare(
-  { measure, servers }: Table,
-  oneCase: Case,
-  rounds: number,
-  options: Options,
-) {
+async function compare(starts: Start[], oneCase: Case, rounds: number, options: Options) {
   const samples: Figures[][] = [];
   let names: string[] = [];
   for (let round = 0; round < rounds; round++) {
-    const started = await Promise.all(servers.map((start) => start()));
-    names = started.map(({ name }) => name);
-    samples.push(await measure(started, oneCase, options));
-    await stopAll();
+    await using stack = new AsyncDisposableStack();
+    const servers = await Promise.all(starts.map((start) => start(stack)));
+    names = servers.map(({ name }) => name);
+    samples.push(
+      oneCase.part === 0
+        ? await Array.fromAsync(servers, (server) => openAll(server, oneCase, options))
+        : await takeTurns(servers, oneCase, options),
+    );
   }
   return rowsOf(names, oneCase, samples);
 }
@@ -355,7 +280,6 @@ function write(title: string, text: string, conditions: string): void {
 
 const USAGE = `Usage: deno run --allow-all tests/bench.ts [flags]
   --only TABLE       measure only this table, such as "Echo in bulk"
-  --seconds SECONDS  time under load of each server, case and round (2)
   --rounds COUNT     rounds of each case, each with new processes (5)
   --rate MESSAGES    messages a second of the steady rate (half of the highest)
   --ws FOLDER        measure the package ws of Node, too, which is installed there
@@ -368,7 +292,6 @@ async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
       only: { type: "string" },
-      seconds: { type: "string", default: "2" },
       rounds: { type: "string", default: "5" },
       rate: { type: "string" },
       ws: { type: "string" },
@@ -378,7 +301,7 @@ async function main(): Promise<void> {
     },
   });
   const { only, quick, ws, url } = values;
-  const seconds = quick ? 0.01 : wholeNumber("seconds", values.seconds, 1, 60);
+  const seconds = quick ? 0.01 : SECONDS;
   const rounds = quick ? 1 : wholeNumber("rounds", values.rounds, 1, 100);
   const rate = values.rate === undefined ? undefined : wholeNumber("rate", values.rate, 1);
   const tables = allTables(ws);
@@ -386,12 +309,6 @@ async function main(): Promise<void> {
     throw usageError(`--only takes one of: ${Object.keys(tables).join(", ")}.`);
   }
   if (url && !only) throw usageError("--url takes --only as well.");
-  // However this ends, by Ctrl-C or an error, the servers end with it.
-  addEventListener("unload", () => running.forEach((program) => program.kill("SIGKILL")));
-  for (const signal of Deno.build.os === "windows" ? [] : ["SIGINT", "SIGTERM"] as const) {
-    Deno.addSignalListener(signal, () => Deno.exit(130));
-  }
-
   const each = `${rounds} rounds of ${seconds} s for each server`;
   const machine = `${cpus().length} cores (${cpus()[0].model}) that run the clients as well`;
   const system = `${Deno.build.os}, Deno ${Deno.version.deno}`;
@@ -399,10 +316,10 @@ async function main(): Promise<void> {
   console.log(conditions);
   for (const [title, all] of Object.entries(tables)) {
     if (title !== (only ?? title) || all.servers.length === 0) continue;
-    const rows: Row[] = [];
+    const rows = [];
     if (url) all.servers.push(() => Promise.resolve({ name: url, urls: [url], processIds: [] }));
     for (const oneCase of quick ? all.cases.slice(-1).map(small) : all.cases) {
-      rows.push(...await compare(all, oneCase, rounds, { seconds, rate }));
+      rows.push(...await compare(all.servers, oneCase, rounds, { seconds, rate }));
     }
     const text = table(rows);
     console.log(`\n${title}\n\n${text}`);

@@ -3,7 +3,6 @@
 
 import { type Connection, type Message, print, serve, silence } from "websockets";
 import { now } from "../server.ts";
-import { BULK } from "./loads.ts";
 
 type Handler = (socket: WebSocket) => unknown;
 
@@ -26,12 +25,13 @@ async function* messagesOf(socket: WebSocket): AsyncGenerator<Message> {
   }
 }
 
-/** A buffer that is used again for each piece, as one is that a file is read into. */
-function* piecesOf(count: Message) {
-  const piece = new Uint8Array(BULK);
-  for (let number = 0; number < Number(count); number++) {
-    new DataView(piece.buffer).setUint32(0, number);
-    yield piece;
+/** A binary message as often as its first four bytes say, in which then stands how many are left. */
+export function* copiesOf(message: Message): Generator<Message> {
+  if (typeof message === "string") return yield message;
+  const view = new DataView(message);
+  for (let left = view.getUint32(0, true); left > 0; left--) {
+    view.setUint32(0, left, true);
+    yield message;
   }
 }
 
@@ -55,7 +55,7 @@ export const BARE: Record<string, Handler> = {
   },
   "bare push"(socket) {
     socket.onmessage = ({ data }) => {
-      for (const piece of piecesOf(data)) socket.send(piece);
+      for (const copy of copiesOf(data)) socket.send(copy);
     };
   },
   "bare broadcast"(socket) {
@@ -69,13 +69,13 @@ export const BARE: Record<string, Handler> = {
 
 const OURS: Record<string, (websocket: Connection) => Promise<void>> = {
   async "ours, at once"(websocket) {
-    for await (const count of websocket) {
-      for (const piece of piecesOf(count)) websocket.send(piece);
+    for await (const message of websocket) {
+      for (const copy of copiesOf(message)) websocket.send(copy);
     }
   },
   async "ours, awaiting"(websocket) {
-    for await (const count of websocket) {
-      for (const piece of piecesOf(count)) await websocket.send(piece);
+    for await (const message of websocket) {
+      for (const copy of copiesOf(message)) await websocket.send(copy);
     }
   },
 };

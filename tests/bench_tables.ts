@@ -1,6 +1,6 @@
-// What the bench tells of its figures: medians, tables in Markdown, and the picture of the ratios.
+// What the bench tells of its outcomes: figures, tables in Markdown, and the picture of the ratios.
 
-import type { Case } from "./loads.ts";
+import { BULK, type Case, type Outcome } from "./loads.ts";
 
 /** What was measured of a server, by its heading in the table; NaN where it could not be. */
 export type Figures = Record<string, number>;
@@ -8,23 +8,50 @@ export type Figures = Record<string, number>;
 /** A line of a table: cells by their headings, of which two may be the same. */
 export type Row = [heading: string, cell: string][];
 
-/** The settings of a case that are shown, if there are any. */
-const CASE_HEADINGS: [keyof Case, string][] = [
-  ["clients", "clients"],
-  ["rooms", "rooms"],
-  ["stalled", "stalled"],
-  ["bytes", "bytes"],
-  ["inFlight", "in flight"],
-  ["pieces", "pieces"],
-];
+/** The part of a core from which on a program of one thread can do no more. */
+const FULL_CORE = 0.95;
+/** The settings of a case, as the tables show them. */
+const SETTINGS = ["clients", "rooms", "stalled", "bytes", "inFlight", "copies"] as const;
 /** Figures of which the ratio to the first server is shown as well. */
 const COMPARED = /^(KiB each|(MB )?per second|CPU.*|p99 ms)$/;
+
+/** @param cpuTime Milliseconds of the processor that the server has used for all of it. */
+export function figuresOf(outcome: Outcome, cpuTime: number, bytes: number): Figures {
+  const { count, milliseconds, loadTime, waits, delays } = outcome;
+  const isSteady = delays.length > 0;
+  // Where the load did all that it could, the server may be better than its figures.
+  const isLimited = isSteady
+    ? percentile(delays, 0.99) >= percentile(waits, 0.99) / 2
+    : loadTime / milliseconds >= FULL_CORE;
+  const rate = isSteady ? "sent per second" : "per second";
+  const megabytes = count * bytes / 1e6;
+  const speed: Figures = bytes < BULK
+    ? { [rate]: count / milliseconds * 1000, "CPU µs": cpuTime / count * 1000 }
+    : {
+      "MB per second": megabytes / milliseconds * 1000,
+      "CPU µs per MB": cpuTime / megabytes * 1000,
+    };
+  const [p50, p99, p999] = [0.5, 0.99, 0.999].map((part) => percentile(waits, part));
+  const limit = Number(isLimited);
+  return { ...speed, "p50 ms": p50, "p99 ms": p99, "p99.9 ms": p999, limit };
+}
+
+/** What a part of all values did not exceed. */
+export function percentile(values: number[], part: number): number {
+  return Float64Array.from(values).sort()[Math.ceil(part * values.length) - 1] ?? NaN;
+}
+
+export function sum(values: number[]): number {
+  return values.length > 0 ? values.reduce((total, value) => total + value) : NaN;
+}
 
 /** @param rounds The figures of each server, in each round. */
 export function rowsOf(names: string[], oneCase: Case, rounds: Figures[][]): Row[] {
   return names.map((name, server) => {
     const row: Row = [["server", name]];
-    for (const [key, heading] of CASE_HEADINGS) row.push([heading, format(oneCase[key] ?? 0, 0)]);
+    for (const key of SETTINGS) {
+      row.push([key === "inFlight" ? "in flight" : key, format(oneCase[key] ?? 0, 0)]);
+    }
     for (const heading of Object.keys(rounds[0][server])) {
       const { median } = summary(rounds.map((round) => round[server][heading]));
       row.push([heading, heading === "limit" ? median > 0.5 ? "load" : "" : format(median)]);
@@ -43,15 +70,6 @@ function summary(values: number[]) {
   const sorted = values.toSorted((a, b) => a - b);
   const [low, high] = [sorted.length - 1, sorted.length].map((twice) => sorted[twice >> 1]);
   return { median: (low + high) / 2, min: sorted[0], max: sorted[sorted.length - 1] };
-}
-
-/** What a part of all values did not exceed. */
-export function percentile(values: number[], part: number): number {
-  return Float64Array.from(values).sort()[Math.ceil(part * values.length) - 1] ?? NaN;
-}
-
-export function sum(values: number[]): number {
-  return values.length > 0 ? values.reduce((total, value) => total + value) : NaN;
 }
 
 function format(value: number, decimals = value < 100 ? 2 : 0): string {
@@ -77,66 +95,58 @@ export function table(rows: Row[]): string {
   return [headings, rule, ...body].map((line) => `| ${line.join(" | ")} |\n`).join("");
 }
 
-/** The colour of each server in the picture. */
-const COLORS: Record<string, string> = {
-  "ours": "#2f81f7",
-  "ours, printing": "#a5d6ff",
-  "ours, at once": "#a371f7",
-  "ours, awaiting": "#39c5cf",
-  "callbacks": "#8c959f",
-  "loop": "#db61a2",
-  "websockets": "#d29922",
-  "ws": "#3fb950",
-};
 /** Pixels of a line, of a letter, of the names at the left, and of a ratio of 1. */
 const [LINE, LETTER, LEFT, UNIT] = [20, 7, 410, 260];
 /** The ratio at the right end, where all that is better is drawn as well. */
 const BEST = 1.5;
 
-/** Draws how fast the servers in the tables of bench.md are, beside those that are bare. */
-export function picture(markdown: string): string {
-  const marks: string[] = [];
-  const write = (x: number, y: number, text: string, anchor: string) =>
-    marks.push(`<text x="${x}" y="${y + 4}" text-anchor="${anchor}">${text}</text>`);
-  const dot = (x: number, y: number, server: string) =>
-    marks.push(`<circle cx="${x}" cy="${y}" r="5" fill="${COLORS[server]}"/>`);
-  let x = LINE;
-  for (const server of Object.keys(COLORS)) {
-    dot(x, LINE, server);
-    write(x + 10, LINE, server, "start");
-    x += 40 + server.length * LETTER;
-  }
-  let y = 2 * LINE;
-  for (const section of markdown.split(/^### /m).slice(1)) {
-    const lines = section.match(/^\|.*(?=\|$)/gm) ?? [];
-    const [headings = [], , ...rows] = lines.map((line) =>
-      line.split("|").slice(1).map((cell) => cell.trim())
-    );
+/** The cases in bench.md that have a bare server, and the speed of each other as a ratio to it. */
+function* casesIn(markdown: string) {
+  for (const [title, ...lines] of markdown.split(/^### /m).map((section) => section.split("\n"))) {
+    const [headings = [], , ...rows] = lines.filter((line) => line.startsWith("|"))
+      .map((line) => line.split("|").slice(1, -1).map((cell) => cell.trim()));
     const rate = headings.findIndex((heading) => /^(MB )?per second$/.test(heading));
     if (rate < 0 || rows[0][0] !== "bare") continue;
-    for (const row of rows) {
-      if (row[0] === "bare") {
-        const settings = headings.slice(1, rate).map((name, index) => `${row[index + 1]} ${name}`);
-        const [title] = section.split("\n");
-        write(LEFT - LINE, y += LINE, `${title}: ${settings.join(", ")}`, "end");
-      } else {
-        dot(LEFT + Math.round(Math.min(parseFloat(row[rate + 1]), BEST) * UNIT), y, row[0]);
-      }
+    const settingsOf = (row: string[]) =>
+      headings.slice(1, rate).map((heading, index) => `${row[index + 1]} ${heading}`)
+        .join(", ").replaceAll(/\b1 (client|room)s/g, "1 $1");
+    for (const [settings, all = []] of Map.groupBy(rows, settingsOf)) {
+      const ratios = all.slice(1).map((row) => [row[0], parseFloat(row[rate + 1])] as const);
+      yield { name: `${title}: ${settings}`, ratios };
     }
   }
-  const [width, height] = [LEFT + BEST * UNIT + 2 * LINE, y + 4 * LINE];
+}
+
+/** Draws how fast the servers in the tables of bench.md are, beside those that are bare. */
+export function picture(markdown: string): string {
+  const cases = [...casesIn(markdown)];
+  const servers = [...new Set(cases.flatMap(({ ratios }) => ratios.map(([server]) => server)))];
+  const marks: string[] = [];
+  const write = (x: number, y: number, text: string, anchor = "start") =>
+    marks.push(`<text x="${x}" y="${y + 4}" text-anchor="${anchor}">${text}</text>`);
+  const dot = (x: number, y: number, server: string) => {
+    const hue = Math.round(servers.indexOf(server) / servers.length * 360);
+    marks.push(`<circle cx="${x}" cy="${y}" r="5" fill="hsl(${hue} 70% 50%)"/>`);
+  };
+  const bottom = (cases.length + 2) * LINE;
   for (const ratio of [0, 0.25, 0.5, 0.75, 1, 1.25, BEST]) {
     const x = LEFT + ratio * UNIT;
-    marks.unshift(`<path d="M${x} ${2 * LINE}V${y + LINE}" stroke="#8c959f" opacity="0.4"/>`);
-    write(x, y + 2 * LINE, ratio === BEST ? `${ratio} or more` : `${ratio}`, "middle");
+    marks.push(`<path d="M${x} ${2 * LINE}V${bottom}" stroke="#8c959f" opacity="0.4"/>`);
+    write(x, bottom + LINE, ratio === BEST ? `${ratio} or more` : `${ratio}`, "middle");
   }
-  write(
-    LEFT,
-    y + 3 * LINE,
-    "messages in the time of one of the bare server: more is better",
-    "start",
-  );
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}">
+  write(LEFT, bottom + 2 * LINE, "messages in the time of one of the bare server: more is better");
+  let x = LINE;
+  for (const server of servers) {
+    dot(x, LINE, server);
+    write(x + 10, LINE, server);
+    x += 40 + server.length * LETTER;
+  }
+  for (const [index, { name, ratios }] of cases.entries()) {
+    const y = (index + 2.5) * LINE;
+    write(LEFT - LINE, y, name, "end");
+    for (const [server, ratio] of ratios) dot(LEFT + Math.min(ratio, BEST) * UNIT, y, server);
+  }
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${LEFT + 430} ${bottom + 3 * LINE}">
 <style>
 text { font: 13px system-ui, sans-serif; fill: #1f2328; }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3; } }

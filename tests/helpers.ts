@@ -107,9 +107,13 @@ export function test(
 }
 
 /** Waits for a promise, and fails with `what` if it takes too long. */
-export async function within<T>(promise: Promise<T>, what: string): Promise<T> {
+export async function within<T>(
+  promise: Promise<T>,
+  what: string,
+  milliseconds = PATIENCE,
+): Promise<T> {
   try {
-    return await deadline(promise, PATIENCE);
+    return await deadline(promise, milliseconds);
   } catch (error) {
     if (error instanceof DOMException) throw new Error(`Waited in vain for ${what}.`);
     throw error;

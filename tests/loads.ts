@@ -1,10 +1,11 @@
-// The loads of the bench: what clients send, when they send it, and which answers they take. A load
-// measures only a server that does its work: all that is lost, wrong or late is seen here.
+// The load of the bench: what clients send, when they send it, and which answers they take. A server
+// that loses, changes or repeats a message ends it with an error.
 
-import { deadline } from "@std/async";
+import { pooledMap } from "@std/async";
 import { Buffer } from "node:buffer";
+import process from "node:process";
 import { setImmediate } from "node:timers/promises";
-import { frame, RawClient } from "./helpers.ts";
+import { frame, RawClient, TestClient, within } from "./helpers.ts";
 
 /** Bytes from which on a message is bulk: it is binary, and is counted in megabytes. */
 export const BULK = 64 * 1024;
@@ -12,219 +13,179 @@ export const BULK = 64 * 1024;
 export const OPENING = 50;
 /** Messages of `BULK` that a stalled client has sent, without reading the answers. */
 const STALLED_MESSAGES = 128;
-/** Milliseconds after which missing connections or answers are given up. */
+/** Milliseconds after which missing answers are given up. */
 const PATIENCE = 30_000;
-const SPOILT = "A server lost, repeated or changed a message.";
 
 /** Which clients there are, and what they send. */
 export interface Case {
   clients: number;
   /** Bytes of each message. */
   bytes: number;
-  /** Client 0 is in room 0, client 1 in room 1 and so on. All are in one unless given. */
+  /**
+   * Client 0 is in room 0, client 1 in room 1 and so on. The first of each room sends, and all of the
+   * room receive. Unless given, each client is alone, as it is with an echo server.
+   */
   rooms?: number;
   /** Further clients, which have sent much and read nothing. */
   stalled?: number;
   /** Messages that each sender has under way at a time; 1 unless given. */
   inFlight?: number;
-  /** Messages that the server pushes for each that it gets. */
-  pieces?: number;
+  /** How often a server sends each message to each client; once unless given. */
+  copies?: number;
+  /**
+   * The part of the highest rate at which messages are sent, whether or not answers come; 0 for
+   * connections that stay silent. Unless given, each answer makes the next message.
+   */
+  part?: number;
 }
 
 export interface LoadOptions extends Case {
   /** For how long messages are sent. Then the load waits for those that are under way. */
   milliseconds: number;
-  /** Messages a second, whether or not answers come. Unless given, an answer makes the next one. */
+  /** Messages a second, whether or not answers come. Unless given, each answer makes the next one. */
   rate?: number;
   /** Milliseconds until what is still under way counts as lost. */
   patience?: number;
 }
 
-export interface Outcome {
+/** What has come of one load, or of several that are counted together. */
+export class Outcome {
   /** Messages that have arrived. */
-  count: number;
-  /** Milliseconds from when a message was sent, or was due at a rate, until it has arrived. */
-  waits: number[];
+  count = 0;
+  /** Milliseconds from when a message was sent, or was due at a rate, until all have it. */
+  readonly waits: number[] = [];
   /** Milliseconds by which each message was sent later than it was due. */
-  delays: number[];
+  readonly delays: number[] = [];
+  milliseconds = 0;
+  /** Milliseconds of the processor that the load itself has used. */
+  loadTime = 0;
 }
-
-/**
- * Loads a server through clients that are connected.
- *
- * @throws {Error} if a message is lost, wrong, out of order, or if a connection is closed.
- */
-export type Load = (sockets: WebSocket[], options: LoadOptions) => Promise<Outcome>;
-
-/** Every client sends, and has the answers. */
-export const echo: Load = (sockets, options) =>
-  broadcast(sockets, { ...options, rooms: sockets.length });
-
-/** The first client of each room sends. A message has arrived when all clients of the room have it. */
-export const broadcast: Load = async (sockets, options) => {
-  const { bytes, milliseconds, rooms = 1, inFlight = 1, rate } = options;
-  const start = performance.now();
-  const [waits, delays]: number[][] = [[], []];
-  const sent = Array.from({ length: rooms }, (): Sent[] => []);
-  const received = sockets.map(() => 0);
-  let underWay = 0;
-  let isSending = true;
-  const send = (room: number, at = performance.now()) => {
-    underWay++;
-    const message = { data: nextMessage(bytes), at, missing: sockets.length / rooms };
-    sent[room].push(message);
-    sockets[room].send(message.data);
-  };
-  const finished = listen(sockets, options, (client, data) => {
-    const room = client % rooms;
-    const message = sent[room][received[client]++];
-    if (!message || !isAnswer(data, message.data)) throw new Error(SPOILT);
-    if (--message.missing > 0) return false;
-    const now = performance.now();
-    waits.push(now - message.at);
-    // A turn in bulk would keep hundreds of megabytes.
-    message.data = "";
-    underWay--;
-    if (!rate && now - start < milliseconds) send(room);
-    return underWay === 0 && !isSending;
-  });
-  // An error is thrown below, when all has been sent.
-  finished.catch(() => {});
-  for (let number = 0; rate && number < rate * milliseconds / 1000; number++) {
-    const due = start + number / rate * 1000;
-    // A timer would be a millisecond late or more.
-    while (performance.now() < due) await setImmediate();
-    delays.push(performance.now() - due);
-    send(number % rooms, due);
-  }
-  for (let number = 0; !rate && number < rooms * inFlight; number++) send(number % rooms);
-  isSending = false;
-  await finished;
-  return { count: waits.length * sockets.length / rooms, waits, delays };
-};
-
-/** One client asks for pieces, each of `BULK` bytes with its number, and waits for the last. */
-export const push: Load = async ([socket], options) => {
-  const { milliseconds, pieces = 1 } = options;
-  const start = performance.now();
-  const waits: number[] = [];
-  let [at, received] = [start, 0];
-  const finished = listen([socket], options, (_, data) => {
-    const isPiece = typeof data !== "string" && data.byteLength === BULK;
-    if (!isPiece || new DataView(data).getUint32(0) !== received) throw new Error(SPOILT);
-    if (++received < pieces) return false;
-    const now = performance.now();
-    waits.push(now - at);
-    [at, received] = [now, 0];
-    if (now - start >= milliseconds) return true;
-    socket.send(`${pieces}`);
-    return false;
-  });
-  socket.send(`${pieces}`);
-  await finished;
-  return { count: waits.length * pieces, waits, delays: [] };
-};
-
-type Data = string | ArrayBuffer;
 
 interface Sent {
   data: string | Uint8Array<ArrayBuffer>;
   at: number;
-  /** How many clients don't have it yet. */
+  /** How many deliveries have not arrived yet. */
   missing: number;
 }
 
-let messages = 0;
-
-/** A message that was not sent before, so that no other is taken for it. */
-function nextMessage(bytes: number): Sent["data"] {
-  messages++;
-  if (bytes < BULK) return `${messages}`.padStart(bytes, "0");
-  return new Uint8Array(new Uint32Array(bytes / 4).fill(messages).buffer);
-}
-
-/** Whether this is what was sent, or the article's sentence with it. */
-function isAnswer(data: Data, sent: Sent["data"]): boolean {
-  if (typeof sent !== "string") return typeof data !== "string" && Buffer.from(data).equals(sent);
-  return data === sent ||
-    typeof data === "string" && data.startsWith(`Data received as "${sent}".  time: `);
-}
-
-/** Gives `receive` all that arrives until it returns true, or something is wrong. */
-async function listen(
-  sockets: WebSocket[],
-  { milliseconds, patience = PATIENCE }: LoadOptions,
-  receive: (client: number, data: Data) => boolean,
-): Promise<void> {
+/**
+ * Loads a server through clients that are connected, and adds what came of it to `outcome`.
+ *
+ * @throws {Error} if a message is lost, wrong, out of order, or if a connection is closed.
+ */
+export async function load(sockets: WebSocket[], options: LoadOptions, outcome = new Outcome()) {
+  const { bytes, rooms = sockets.length, inFlight = 1, copies = 1, rate, milliseconds } = options;
+  const start = performance.now();
+  const usedBefore = process.cpuUsage();
+  const sent = Array.from({ length: rooms }, (): Sent[] => []);
+  const received = sockets.map(() => 0);
+  const messages = rate ? Math.ceil(rate * milliseconds / 1000) : rooms * inFlight;
+  let missing = messages;
   const { promise: finished, resolve, reject } = Promise.withResolvers<void>();
+  // An error is thrown below, when all has been sent.
+  finished.catch(() => {});
+
+  const send = (room: number, at: number) => {
+    const data = nextMessage(bytes, copies);
+    sent[room].push({ data, at, missing: sockets.length / rooms * copies });
+    sockets[room].send(data);
+  };
+  const receive = (client: number, data: string | ArrayBuffer) => {
+    const room = client % rooms;
+    const message = sent[room][Math.floor(received[client] / copies)];
+    if (!message || !isAnswer(data, message.data, copies - received[client]++ % copies)) {
+      return reject(new Error("A server lost, repeated or changed a message."));
+    }
+    outcome.count++;
+    if (--message.missing > 0) return;
+    const now = performance.now();
+    outcome.waits.push(now - message.at);
+    // A turn in bulk would keep hundreds of megabytes.
+    message.data = "";
+    if (!rate && now - start < milliseconds) send(room, now);
+    else if (--missing === 0) resolve();
+  };
   for (const [client, socket] of sockets.entries()) {
-    socket.onmessage = ({ data }) => {
-      try {
-        if (receive(client, data)) resolve();
-      } catch (error) {
-        reject(error);
-      }
-    };
+    socket.onmessage = ({ data }) => receive(client, data);
     socket.onclose = ({ code }) => reject(new Error(`A server closed a connection (${code}).`));
   }
-  await deadline(finished, milliseconds + patience).catch((error: unknown) => {
-    throw error instanceof DOMException ? new Error("A server has stopped answering.") : error;
-  });
+
+  for (let number = 0; number < messages; number++) {
+    const due = start + (rate ? number / rate * 1000 : 0);
+    // A timer would be a millisecond late or more.
+    while (performance.now() < due) await setImmediate();
+    if (rate) outcome.delays.push(performance.now() - due);
+    send(number % rooms, due);
+  }
+  await within(finished, "the answers of a server", options.patience ?? milliseconds + PATIENCE);
+  const { user, system } = process.cpuUsage(usedBefore);
+  outcome.loadTime += (user + system) / 1000;
+  outcome.milliseconds += performance.now() - start;
+  return outcome;
+}
+
+let messageNumber = 0;
+
+/** A message that was not sent before, so that no other is taken for it; bulk says how often. */
+function nextMessage(bytes: number, copies: number): Sent["data"] {
+  messageNumber++;
+  if (bytes < BULK) return `${messageNumber}`.padStart(bytes, "0");
+  const words = new Uint32Array(bytes / 4).fill(messageNumber);
+  words[0] = copies;
+  return new Uint8Array(words.buffer);
+}
+
+/** Whether this is what was sent, or the article's sentence with it, with `left` copies to come. */
+function isAnswer(data: string | ArrayBuffer, sent: Sent["data"], left: number): boolean {
+  if (typeof sent === "string") {
+    return data === sent || `${data}`.startsWith(`Data received as "${sent}".  time: `);
+  }
+  new DataView(sent.buffer).setUint32(0, left, true);
+  return typeof data !== "string" && Buffer.from(data).equals(sent);
 }
 
 /**
  * Opens connections, some at a time.
  *
  * @param waits Gets the milliseconds until each was open.
- * @throws {Error} if one is not open within `patience`.
  */
 export async function connectAll(
   urls: string[],
   { clients, rooms = 1 }: Pick<Case, "clients" | "rooms">,
-  { waits = [] as number[], patience = PATIENCE } = {},
+  waits: number[] = [],
 ): Promise<WebSocket[]> {
-  const sockets: WebSocket[] = [];
-  const openNext = async () => {
-    while (sockets.length < clients) {
-      const [client, start] = [sockets.length, performance.now()];
-      const room = client % rooms;
-      // Every room has clients of every instance, and so has the sender of every room.
-      const url = new URL(urls[(room + Math.floor(client / rooms)) % urls.length]);
-      if (rooms > 1) url.searchParams.set("room", `${room}`);
-      const socket = sockets[client] = new WebSocket(url);
-      socket.binaryType = "arraybuffer";
-      const opened = new Promise<void>((resolve, reject) => {
-        socket.addEventListener("open", () => resolve());
-        socket.addEventListener("close", () => reject());
-      });
-      await deadline(opened, patience);
-      waits.push(performance.now() - start);
-    }
+  const open = async (client: number) => {
+    const start = performance.now();
+    const room = client % rooms;
+    // Every room has clients of every instance, and so has the sender of every room.
+    const url = new URL(urls[(room + Math.floor(client / rooms)) % urls.length]);
+    if (rooms > 1) url.searchParams.set("room", `${room}`);
+    const { socket } = await TestClient.open(url.href);
+    waits.push(performance.now() - start);
+    return socket;
   };
   try {
-    await Promise.all(Array.from({ length: OPENING }, openNext));
-    return sockets;
-  } catch {
-    await disconnect(sockets);
+    return await Array.fromAsync(pooledMap(OPENING, Array(clients).keys(), open));
+  } catch (cause) {
     const advice = "does the server run, and is ulimit -n enough?";
-    throw new Error(`Of ${clients} connections to ${urls[0]}, not all were opened: ${advice}`);
+    throw new Error(`${urls[0]} did not open all of ${clients} connections: ${advice}`, { cause });
   }
 }
 
 export async function disconnect(sockets: WebSocket[]): Promise<void> {
   await Promise.all(sockets.map((socket) =>
-    new Promise<void>((resolve) => {
-      if (socket.readyState === WebSocket.CLOSED) resolve();
-      socket.onclose = () => resolve();
+    new Promise<unknown>((resolve) => {
+      if (socket.readyState === WebSocket.CLOSED) resolve(null);
+      socket.onclose = resolve;
       socket.close(1000);
     })
   ));
 }
 
 /** Connects clients for which much waits, because they read no answer. */
-export async function stall(url: string, count = 0): Promise<RawClient[]> {
+export function stall(url: string, count = 0): Promise<RawClient[]> {
   const message = frame(2, new Uint8Array(BULK));
-  return await Promise.all(Array.from({ length: count }, async () => {
+  return Promise.all(Array.from({ length: count }, async () => {
     const client = await RawClient.upgraded(Number(new URL(url).port));
     for (let sent = 0; sent < STALLED_MESSAGES; sent++) await client.write(message);
     return client;

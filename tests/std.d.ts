@@ -38,6 +38,11 @@ declare module "@std/async" {
     milliseconds: number,
     options?: { signal?: AbortSignal; persistent?: boolean },
   ): Promise<void>;
+  export function pooledMap<T, R>(
+    limit: number,
+    items: Iterable<T> | AsyncIterable<T>,
+    run: (item: T) => Promise<R>,
+  ): AsyncIterableIterator<R>;
   export function retry<T>(
     run: (() => Promise<T>) | (() => T),
     options?: {

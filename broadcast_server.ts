@@ -42,7 +42,7 @@ function say(name: string, message: Message) {
   broadcast(rooms.get(name) ?? [], message);
   const said = typeof message === "string" ? message : `${message.byteLength} bytes of binary.`;
   print(name ? `Room ${name}: ${said}` : said);
-  // This is done when little waits for the other servers.
+  // A client that says more than the other servers can take has to wait here.
   return relay?.publish(name, message);
 }
 
@@ -71,7 +71,7 @@ function roomOf({ url }: Request): string | undefined {
 }
 
 const USAGE = `Usage: deno run --allow-net broadcast_server.ts [flags]
-  --token-file FILE    let in only who sends the token in this file; needs --allow-read
+  --token-file FILE    let in only clients with the token in this file; needs --allow-read
   --nats URL           join the servers at this NATS server, such as nats://127.0.0.1:4222
   --subject NAME       the NATS subject that their rooms have in common (broadcast)${SERVER_USAGE}`;
 

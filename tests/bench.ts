@@ -71,7 +71,7 @@ async function takeTurns(servers: Server[], oneCase: Case, { seconds, rate }: Op
   const { part } = oneCase;
   const options = { ...oneCase, milliseconds, rate: part && (rate ?? part * highest) };
   for (let turn = 0; turn * milliseconds < seconds * 1000; turn++) {
-    // Each is the first as often as the others: who has two turns in a row has an advantage.
+    // Each is the first as often as the others: two turns in a row are an advantage.
     const first = turn % players.length;
     for (const { sockets, outcome } of [...players.slice(first), ...players.slice(0, first)]) {
       await load(sockets, options, outcome);

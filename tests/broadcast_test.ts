@@ -211,7 +211,7 @@ test(
 
 test(
   { needs: "run" },
-  "who leaves or breaks off is forgotten at once, the others notice nothing",
+  "a client that leaves or breaks off is forgotten at once, and the others notice nothing",
   async () => {
     await using server = await start("--quiet");
     await using clients = await join(server, 2);
@@ -223,7 +223,7 @@ test(
     };
     for (let round = 0; round < 20; round++) {
       sendSome();
-      // Who hears itself is in the room.
+      // A client that hears itself is in the room.
       using breaks = await RawClient.upgraded(server.port);
       await breaks.write(frame(1, "hello"));
       const leaves = await TestClient.open(server.url);
@@ -406,7 +406,7 @@ test(
 
 test(
   { needs: "run" },
-  "with a token in a file, only who sends it gets in and may push, and it is never printed",
+  "with a token in a file, only clients that send it get in and may push, and it is never printed",
   async () => {
     const file = await Deno.makeTempFile();
     await Deno.writeTextFile(file, `${TOKEN}\r\n`);

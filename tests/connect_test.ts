@@ -111,17 +111,21 @@ test({ needs: "net" }, "a client may not send a code that the runtime refuses", 
 
 // `whileAway`.
 
-test({ needs: "net" }, "a server that stays away is asked for as long as it is told", async () => {
-  let tries = 0;
-  const run = () => {
-    tries++;
-    return connect("ws://localhost:1/x");
-  };
-  const failed = () => whileAway(run, { patience: 50, pause: 5 });
-  const { message } = await assertRejects(failed, ConnectionFailed);
-  assertMatch(message, /^No connection to ws:\/\/localhost:1\/x .*run .*server\.ts$/);
-  assert(tries > 1);
-});
+test(
+  { needs: "net" },
+  "a server that stays away is tried again for as long as `patience` says",
+  async () => {
+    let tries = 0;
+    const run = () => {
+      tries++;
+      return connect("ws://localhost:1/x");
+    };
+    const failed = () => whileAway(run, { patience: 50, pause: 5 });
+    const { message } = await assertRejects(failed, ConnectionFailed);
+    assertMatch(message, /^No connection to ws:\/\/localhost:1\/x .*run .*server\.ts$/);
+    assert(tries > 1);
+  },
+);
 
 test(
   { needs: "net" },
@@ -312,7 +316,7 @@ Deno.test("a host that has no address is told as such, and not tried again", asy
   assert(!error.isPassing);
 });
 
-Deno.test("a reason that is not known is told, and may pass", async () => {
+Deno.test("an unknown reason is told as it is, and counts as one that may pass", async () => {
   const error = await explain("ws://a:b@somewhere", new Error("full moon"));
   assertEquals(error.message, "No connection to ws://somewhere (full moon)");
   assert(error.isPassing);
@@ -367,7 +371,7 @@ Deno.test("a close code is told with its standard name", () => {
 
 test(
   { needs: "net" },
-  "who closes without reading what has arrived leaves nothing behind",
+  "a client that closes without reading what has arrived leaves nothing behind",
   async () => {
     await using server = startServer(async (websocket) => {
       for (const text of ["1", "2", "3"]) websocket.send(text);

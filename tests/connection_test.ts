@@ -43,7 +43,7 @@ async function withBothEnds(
 
 test(
   { needs: "net" },
-  "both ends read texts and bytes, in order, with one word or the other",
+  "both ends read texts and bytes in order, with `for await` and with `receive`",
   async () => {
     await withBothEnds(async (near, far) => {
       const sent: Message[] = ["one", "", new Uint8Array([0, 255]).buffer, "你好", "five"];
@@ -142,7 +142,7 @@ test(
 
 // Sending.
 
-test({ needs: "net" }, "what is no text and no bytes is a TypeError of `send`", async () => {
+test({ needs: "net" }, "`send` throws a TypeError for anything but text and bytes", async () => {
   const wrong = [undefined, null, 5, 5n, true, {}, ["x"], Symbol("s"), new Blob(["x"]), () => {}];
   const isWrong = (websocket: Connection) => {
     for (const message of wrong) {
@@ -175,7 +175,7 @@ test({ needs: "net" }, "bytes are sent as a buffer or as any view of it", async 
 
 test(
   { needs: "net" },
-  "`send` to one that left harms nobody, awaited or not, in a timer or not",
+  "`send` to a client that has left harms nobody, awaited or not, in a timer or not",
   async () => {
     const left = new Inbox<void>();
     await using server = startServer(async (websocket, request) => {
@@ -210,7 +210,7 @@ test(
 
 test(
   { needs: "net" },
-  "who leaves while the handler awaits `send` lets it go on at once",
+  "a client that leaves while the handler awaits `send` lets the handler go on at once",
   async () => {
     const events = new Inbox<string>();
     await using server = startServer(async (websocket) => {
@@ -303,31 +303,35 @@ test({ needs: "net" }, "`closed` tells both ends how the connection was closed",
   assertEquals(closed.all.length, cases.length + 4 + 1);
 });
 
-test({ needs: "net" }, "who is closed by a server is read no more, a client reads on", async () => {
-  const read = new Inbox<Message>();
-  await using server = startServer(async (websocket) => {
-    for await (const message of websocket) {
-      read.put(message);
-      if (message !== "go") continue;
-      for (let count = 0; count < 3; count++) websocket.send(`${count}`);
-      websocket.close(4000);
-    }
-  });
-  using client = await RawClient.upgraded(server.port);
-  const frames = [frame(TEXT, "go"), frame(TEXT, "not read")];
-  await client.write(new Uint8Array(frames.flatMap((each) => [...each])));
-  assertEquals((await client.readClose()).code, 4000);
-  await client.write(frame(8, new Uint8Array([0x0f, 0xa0])));
+test(
+  { needs: "net" },
+  "a server does not read from a client that it closes, and a client reads on",
+  async () => {
+    const read = new Inbox<Message>();
+    await using server = startServer(async (websocket) => {
+      for await (const message of websocket) {
+        read.put(message);
+        if (message !== "go") continue;
+        for (let count = 0; count < 3; count++) websocket.send(`${count}`);
+        websocket.close(4000);
+      }
+    });
+    using client = await RawClient.upgraded(server.port);
+    const frames = [frame(TEXT, "go"), frame(TEXT, "not read")];
+    await client.write(new Uint8Array(frames.flatMap((each) => [...each])));
+    assertEquals((await client.readClose()).code, 4000);
+    await client.write(frame(8, new Uint8Array([0x0f, 0xa0])));
 
-  const websocket = await connect(server.url);
-  websocket.send("go");
-  const closed = websocket.close();
-  const answers = [];
-  for await (const message of websocket) answers.push(message);
-  assertEquals(answers, ["0", "1", "2"]);
-  await within(closed, "the close");
-  assertEquals(read.all, ["go", "go"]);
-});
+    const websocket = await connect(server.url);
+    websocket.send("go");
+    const closed = websocket.close();
+    const answers = [];
+    for await (const message of websocket) answers.push(message);
+    assertEquals(answers, ["0", "1", "2"]);
+    await within(closed, "the close");
+    assertEquals(read.all, ["go", "go"]);
+  },
+);
 
 test({ needs: "net" }, "`close` may be called again, and the first one counts", async () => {
   await withBothEnds(async (near, far) => {
@@ -368,7 +372,7 @@ test({ needs: "net" }, "`close` takes any reason, and cuts it to 123 bytes", asy
   }
 });
 
-test({ needs: "net" }, "a code that may not be sent is a RangeError of `close`", async () => {
+test({ needs: "net" }, "`close` throws a RangeError for a code that may not be sent", async () => {
   const numbers = [0, -1, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65_535, 66_536];
   const wrong = [...numbers, NaN, Infinity, 1000.5, 1.5, 4000n, "1000", null, {}];
   await withBothEnds(async (near, far) => {

@@ -321,7 +321,7 @@ testWith(
     }, SOON);
     for (const text of [...collector.told.all, accessLog()]) assertNoToken(text);
 
-    // Who sends it in a URL shows it to all that is on the way, but is told what to do.
+    // A client that sends it in a URL shows it to all that is on the way, but is told what to do.
     const request = handshake({}, `GET /?token=${encodeURIComponent(token)} HTTP/1.1`);
     using old = await RawClient.open(Number(new URL(server.url).port), request);
     assertMatch(await old.head(), /^HTTP\/1\.1 401 /);

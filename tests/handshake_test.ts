@@ -39,7 +39,7 @@ Deno.test("the words of a handshake may be in capitals, and Connection may be a 
   }
 });
 
-Deno.test("who does not ask for a WebSocket, and for that alone, is told to upgrade", () => {
+Deno.test("a request that does not ask for a WebSocket, and for that alone, is told to upgrade", () => {
   const lists = ["h2c, websocket", "websocket,h2c", "websocket, websocket"];
   for (const Upgrade of [null, "", "h2c", "websockets", "web socket", ...lists]) {
     assertEquals(statusFor({ Upgrade }), 426, `${Upgrade}`);
@@ -185,7 +185,7 @@ Deno.test("a token in a URL opens nothing, because URLs are logged", () => {
   assertEquals(askForToken(new Request(url, handshake())), REFUSED);
 });
 
-Deno.test("a wrong token in the header is not made good by an offered one", () => {
+Deno.test("a wrong token in the header is refused, even with the right one in a subprotocol", () => {
   const offer = { "Sec-WebSocket-Protocol": `bearer, ${BASE64URL.replace(/=+$/, "")}` };
   assertEquals(askForToken(handshake({ ...offer, Authorization: "Bearer x" })), REFUSED);
 });
@@ -200,7 +200,7 @@ Deno.test("the page needs no token, a push does", () => {
   assertEquals(askForToken(new Request("http://localhost/", { ...push, headers })), LET_IN);
 });
 
-Deno.test("a token that no header can bring is refused at the start", () => {
+Deno.test("a token that can't be sent in a header is refused at the start", () => {
   for (const token of ["", " ", "two words", "a&b", "=", "a=b", "é", "a\n"]) {
     const error = assertThrows(() => requireToken(token, () => {}), Error);
     assertEquals(error.message.split(" ", 3).join(" "), "A token has", token);

@@ -1,6 +1,6 @@
 /// <reference types="./std.d.ts" />
-// How the files fit together, which `deno task check` looks at too. Imports go one way, so that who
-// reads a file never has to look into one that is built upon it.
+// How the files fit together, which `deno task check` looks at too. Imports go one way, so that a
+// reader of a file never has to look into one that is built upon it.
 
 import { assert, assertEquals } from "@std/assert";
 import { deadline } from "@std/async";

@@ -41,7 +41,7 @@ test(
 
 test(
   { needs: "localhost" },
-  "a machine without IPv6 has one of them, which is enough",
+  "on a machine without IPv6, one address is enough",
   async () => {
     const command = `echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6 && ip link set lo up &&
     exec ${RUN} --allow-net server.ts --port 0`;
@@ -65,16 +65,20 @@ test({ needs: "localhost" }, "without --allow-net it asks one question", async (
   await writer.close();
 });
 
-test({ needs: "localhost" }, "a port that is taken on either of them is taken", () => {
-  for (const hostname of LOOPBACK) {
-    using other = Deno.listen({ hostname, port: 0 });
-    const { port } = other.addr;
-    assertThrows(() => serve(() => {}, { port }), Deno.errors.AddrInUse);
-  }
-  return Promise.resolve();
-});
+test(
+  { needs: "localhost" },
+  "a port that is taken on one of the two addresses counts as taken",
+  () => {
+    for (const hostname of LOOPBACK) {
+      using other = Deno.listen({ hostname, port: 0 });
+      const { port } = other.addr;
+      assertThrows(() => serve(() => {}, { port }), Deno.errors.AddrInUse);
+    }
+    return Promise.resolve();
+  },
+);
 
-test({ needs: "localhost" }, "a free port is one that is free on both of them", async () => {
+test({ needs: "localhost" }, "a free port is free on both addresses", async () => {
   const bare = Deno.serve;
   const others: Deno.TcpListener[] = [];
   // Somebody takes the port of the first address at the second one.

@@ -156,7 +156,7 @@ function pretendBroker(port: number, speak: (connection: Deno.TcpConn) => Promis
   const listen = async () => {
     for await (const connection of listener) {
       connections.push(connection);
-      // Who has connected may leave at any time.
+      // The client may leave at any time.
       welcome(connection).catch(() => {});
     }
   };
@@ -567,7 +567,7 @@ natsTest("while NATS is there, all of a burst arrives, in order", async (broker)
   await using listener = await TestClient.open(there.url);
   await heard(there.lines, "A client joined, 1 connected.");
   for (const [count, size] of BURSTS) {
-    // Who hears itself is in the room.
+    // A client that hears itself is in the room.
     listener.send("ready");
     await listener.messages.next((message) => message === "ready");
     const before = listener.messages.all.length;
@@ -581,7 +581,7 @@ natsTest("while NATS is there, all of a burst arrives, in order", async (broker)
 });
 
 natsTest(
-  "what waits for NATS counts in the budget, and who says more waits as well",
+  "messages that wait for NATS count in the budget, and a client that says more waits as well",
   async (broker) => {
     await using server = serve(() => {}, { port: 0 });
     await using relay = await startRelay(broker.url);
@@ -593,7 +593,7 @@ natsTest(
       published.push(relay.publish("", new ArrayBuffer(1_000_000)).then(() => done++));
     }
     await delay(0);
-    assertEquals(done, 4, "Only 4 MiB may wait without anyone who waits for it.");
+    assertEquals(done, 4, "Only 4 MiB may wait before a handler has to wait.");
     assertLessOrEqual(6_000_000, server.waiting);
     broker.resume();
     await within(Promise.all(published), "NATS to take it");
@@ -601,7 +601,7 @@ natsTest(
   },
 );
 
-natsTest("who says more than NATS takes has to go, and nobody else", async (broker) => {
+natsTest("a client that says more than NATS takes has to go, and nobody else", async (broker) => {
   await using script = await startScript(broker, "--max-waiting", "20000000");
   await using polite = await TestClient.open(script.url);
   await heard(script.lines, "A client joined, 1 connected.");
@@ -616,30 +616,37 @@ natsTest("who says more than NATS takes has to go, and nobody else", async (brok
   await polite.messages.next((message) => message === "hello");
 });
 
-test({ needs: "net" }, "who waits for a slow NATS goes on though others speak", async () => {
-  const port = freePort();
-  await using _broker = pretendBroker(port, async (connection) => {
-    const bytes = new Uint8Array(64 * 1024);
-    for (let text = ""; true; text = text.slice(text.lastIndexOf("\n") + 1)) {
-      const count = await connection.read(bytes);
-      if (count === null) return;
-      text += new TextDecoder().decode(bytes.subarray(0, count));
-      for (const _line of text.matchAll(/^PING\r\n/gm)) {
-        setTimeout(() => write("PONG\r\n", connection).catch(() => {}), 20);
+test(
+  { needs: "net" },
+  "a client that waits for a slow NATS goes on though others speak",
+  async () => {
+    const port = freePort();
+    await using _broker = pretendBroker(port, async (connection) => {
+      const bytes = new Uint8Array(64 * 1024);
+      for (let text = ""; true; text = text.slice(text.lastIndexOf("\n") + 1)) {
+        const count = await connection.read(bytes);
+        if (count === null) return;
+        text += new TextDecoder().decode(bytes.subarray(0, count));
+        for (const _line of text.matchAll(/^PING\r\n/gm)) {
+          setTimeout(() => write("PONG\r\n", connection).catch(() => {}), 20);
+        }
       }
+    });
+    await using relay = await startRelay(`nats://127.0.0.1:${port}`);
+    const others = setInterval(() => relay.publish("", "hello"), 1);
+    try {
+      const published = Array.from(
+        { length: 5000 },
+        () => relay.publish("", new ArrayBuffer(1000)),
+      );
+      await within(Promise.all(published), "NATS to take them");
+    } finally {
+      clearInterval(others);
     }
-  });
-  await using relay = await startRelay(`nats://127.0.0.1:${port}`);
-  const others = setInterval(() => relay.publish("", "hello"), 1);
-  try {
-    const published = Array.from({ length: 5000 }, () => relay.publish("", new ArrayBuffer(1000)));
-    await within(Promise.all(published), "NATS to take them");
-  } finally {
-    clearInterval(others);
-  }
-});
+  },
+);
 
-natsTest("a NATS that is lost lets go on who waits for it", async (broker) => {
+natsTest("a handler that waits for NATS goes on when NATS is lost", async (broker) => {
   await using relay = await startRelay(broker.url, { pingInterval: 50 });
   await broker.pause();
   const published = Array.from({ length: 6 }, () => relay.publish("", new ArrayBuffer(1_000_000)));
@@ -796,26 +803,30 @@ natsTest("another server of NATS's cluster takes over", async (broker) => {
   await there.messages.next(({ data }) => data === "the end");
 });
 
-test({ needs: "net" }, "what a NATS sends that is none is told in the log, disarmed", async () => {
-  const port = freePort();
-  await using _broker = pretendBroker(port, async (connection) => {
-    await readUpTo("PING", connection);
-    await write("PONG\r\n\x1b[31mred\x07\r\n", connection);
-  });
-  const printed: unknown[][] = [];
-  const { log } = console;
-  console.log = (...data) => printed.push(data);
-  try {
-    await using relay = await startRelay(`nats://127.0.0.1:${port}`);
-    const line = await relay.lines.next();
-    assertMatch(line, LOST);
-    assertMatch(line, /\(parse error .*\\u\{1b\}\[31mred\\u\{7\}\)/);
-    console.log("what others print");
-  } finally {
-    console.log = log;
-  }
-  assertEquals(printed, [["what others print"]]);
-});
+test(
+  { needs: "net" },
+  "what another program sends in place of NATS is told in the log, disarmed",
+  async () => {
+    const port = freePort();
+    await using _broker = pretendBroker(port, async (connection) => {
+      await readUpTo("PING", connection);
+      await write("PONG\r\n\x1b[31mred\x07\r\n", connection);
+    });
+    const printed: unknown[][] = [];
+    const { log } = console;
+    console.log = (...data) => printed.push(data);
+    try {
+      await using relay = await startRelay(`nats://127.0.0.1:${port}`);
+      const line = await relay.lines.next();
+      assertMatch(line, LOST);
+      assertMatch(line, /\(parse error .*\\u\{1b\}\[31mred\\u\{7\}\)/);
+      console.log("what others print");
+    } finally {
+      console.log = log;
+    }
+    assertEquals(printed, [["what others print"]]);
+  },
+);
 
 test({ needs: "net" }, "no error of its connection ends a server", async () => {
   const port = freePort();

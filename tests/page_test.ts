@@ -186,12 +186,15 @@ test(
   },
 );
 
-test({ needs: "chromium" }, "ten rounds of it bring ten answers", async () => {
-  await using server = startServer(echo, { origins: ["null"] });
-  await browse("English", async (open) => {
-    const page = await open(FROM_DISK);
-    await page.fill("#url", server.url);
-    await page.evaluate(`(async () => {
+test(
+  { needs: "chromium" },
+  "ten rounds of connecting, sending and closing bring ten answers",
+  async () => {
+    await using server = startServer(echo, { origins: ["null"] });
+    await browse("English", async (open) => {
+      const page = await open(FROM_DISK);
+      await page.fill("#url", server.url);
+      await page.evaluate(`(async () => {
       const button = document.getElementById("connect");
       const state = document.body.dataset;
       const received = document.getElementsByClassName("received");
@@ -204,9 +207,10 @@ test({ needs: "chromium" }, "ten rounds of it bring ten answers", async () => {
         await until(() => state.state === "closed");
       }
     })()`);
-    assertEquals([await count(page, "sent"), await count(page, "received")], [10, 10]);
-  });
-});
+      assertEquals([await count(page, "sent"), await count(page, "received")], [10, 10]);
+    });
+  },
+);
 
 test(
   { needs: "chromium" },
@@ -536,33 +540,37 @@ test(
   },
 );
 
-test({ needs: "chromium" }, "the button cancels a try, and coming back", async () => {
-  // Nobody accepts its connections.
-  using silent = Deno.listen({ hostname: "localhost", port: 0 });
-  await using server = serveByHand((socket) => socket.close(1012));
-  await browse("English, stopped", async (open) => {
-    const page = await open(server.http);
-    await press(page);
-    await page.locator("[data-state=waiting]").waitFor();
-    assertEquals(await page.innerText("#connect"), "Cancel");
-    await press(page);
-    await shows(page, "#word", "Not connected");
-    await page.clock.fastForward(100 * SECOND);
-    assertEquals(await page.innerText("#connect"), "Connect");
-    assertEquals(server.handshakes.all.length, 1);
+test(
+  { needs: "chromium" },
+  "the button cancels an attempt, and the attempts to come back",
+  async () => {
+    // Nobody accepts its connections.
+    using silent = Deno.listen({ hostname: "localhost", port: 0 });
+    await using server = serveByHand((socket) => socket.close(1012));
+    await browse("English, stopped", async (open) => {
+      const page = await open(server.http);
+      await press(page);
+      await page.locator("[data-state=waiting]").waitFor();
+      assertEquals(await page.innerText("#connect"), "Cancel");
+      await press(page);
+      await shows(page, "#word", "Not connected");
+      await page.clock.fastForward(100 * SECOND);
+      assertEquals(await page.innerText("#connect"), "Connect");
+      assertEquals(server.handshakes.all.length, 1);
 
-    await page.fill("#url", `ws://localhost:${silent.addr.port}`);
-    await press(page);
-    await shows(page, "#word", "Connecting");
-    await press(page);
-    await shows(page, "#word", "Not connected");
-    // It ends a little later, and nothing is said about it.
-    await page.fill("#url", server.ws);
-    await press(page);
-    await page.locator("[data-state=waiting]").waitFor();
-    assertEquals(await page.locator("li:not(.sent, .received)").count(), 10);
-  });
-});
+      await page.fill("#url", `ws://localhost:${silent.addr.port}`);
+      await press(page);
+      await shows(page, "#word", "Connecting");
+      await press(page);
+      await shows(page, "#word", "Not connected");
+      // It ends a little later, and nothing is said about it.
+      await page.fill("#url", server.ws);
+      await press(page);
+      await page.locator("[data-state=waiting]").waitFor();
+      assertEquals(await page.locator("li:not(.sent, .received)").count(), 10);
+    });
+  },
+);
 
 test(
   { needs: "chromium" },
@@ -616,7 +624,7 @@ test(
 
 test(
   { needs: "chromium" },
-  "a page that one leaves closes, and the back button brings it and its connection back",
+  "a page that is left closes its connection, and the back button brings both back",
   async () => {
     const closes = new Inbox<number>();
     await using server = serveByHand((socket) => socket.onclose = ({ code }) => closes.put(code));
@@ -961,7 +969,7 @@ test(
       assert(y + height <= 508, `the log ends at ${y + height}`);
       const last = await page.locator(".received").last().boundingBox();
       assert(last && last.y >= y && last.y + last.height <= y + height, JSON.stringify(last));
-      // Who has scrolled up and sends is back at the end.
+      // A user who has scrolled up is back at the end after sending.
       await page.evaluate("log.scrollTop = -1e6");
       await page.fill("#text", "the end");
       await page.press("#text", "Enter");

@@ -255,7 +255,7 @@ function answer(
   });
 }
 
-answer("users.ts", "who has a session comes in and is known, and nobody else", async (url) => {
+answer("users.ts", "only a client with a session comes in, and its user is known", async (url) => {
   await using client = await TestClient.open(url, { cookie: "a=b; session=9f86d081" });
   assertMatch(String(await client.next()), /^Li, (127\.0\.0\.1|::1)$/);
   const { status } = await ask(Number(new URL(url).port), handshake({ cookie: "session=guessed" }));
@@ -285,7 +285,7 @@ answer("others.ts", "everyone but the sender hears a message", async (url) => {
 
 answer(
   "newest.ts",
-  "a client gets the value of now after each answer, and none between",
+  "a client gets the newest value after each of its answers, and none between",
   async (url) => {
     await using client = await TestClient.open(url);
     const first = Number(await client.next());
@@ -314,7 +314,7 @@ answer("upload.ts", "an upload is on the disk as it was sent", async (url, folde
   assertEquals((await within(client.closed, "the end")).code, 1003);
 }, { flags: ["--allow-write"] });
 
-answer("page.ts", "the page of one's own gets its answer", async (url) => {
+answer("page.ts", "a page of your own gets its answer", async (url) => {
   const { chromium } = await import("playwright-core");
   const options = { executablePath: CHROMIUM, args: CHROMIUM_FLAGS };
   const browser = await chromium.launch(options);
@@ -328,7 +328,7 @@ answer("page.ts", "the page of one's own gets its answer", async (url) => {
 }, { needs: "chromium" });
 tested.add("my_page.html");
 
-answer("json.ts", "JSON is answered, and what is none closes with 1007", async (url) => {
+answer("json.ts", "JSON is answered, and anything else closes with 1007", async (url) => {
   await using client = await TestClient.open(url);
   client.send(`{"name":"Li"}`);
   assertMatch(String(await client.next()), /^\{"order":\{"name":"Li"\},"at":\d+\}$/);

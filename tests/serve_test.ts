@@ -1,4 +1,4 @@
-// What `serve` promises whoever writes a handler: one call for each client, and that nothing that a
+// What `serve` promises to the author of a handler: one call for each client, and that nothing that a
 // handler does can hurt more than the client for which it was called.
 
 import { assert, assertEquals, assertLessOrEqual, assertMatch, assertThrows } from "@std/assert";
@@ -500,7 +500,7 @@ test(
   },
 );
 
-test({ needs: "net" }, "who leaves while `request` decides holds no place", async () => {
+test({ needs: "net" }, "a client that leaves while `request` decides holds no place", async () => {
   const asked = new Inbox<(refusal: Response) => void>();
   await using server = startServer(echo, {
     maxClients: 1,

@@ -73,14 +73,18 @@ test({ needs: "net" }, "the time is the local one, and never runs backwards", as
   assert(Temporal.PlainDateTime.compare(last, Temporal.Now.plainDateTimeISO()) <= 0, `${last}`);
 });
 
-test({ needs: "net" }, "text of every script and of no length keeps each character", async () => {
-  await using server = startServer(handler);
-  await using client = await TestClient.open(server.url);
-  for (const text of ["", "你好，世界", "👩‍👩‍👧 e\u0301", '"quoted" \\ \n', "\u0000"]) {
-    client.send(text);
-    assertStringIncludes(String(await client.next()), `Data received as "${text}".  time: `);
-  }
-});
+test(
+  { needs: "net" },
+  "text of every script, also an empty text, comes back unchanged",
+  async () => {
+    await using server = startServer(handler);
+    await using client = await TestClient.open(server.url);
+    for (const text of ["", "你好，世界", "👩‍👩‍👧 e\u0301", '"quoted" \\ \n', "\u0000"]) {
+      client.send(text);
+      assertStringIncludes(String(await client.next()), `Data received as "${text}".  time: `);
+    }
+  },
+);
 
 test(
   { needs: "net" },
@@ -271,7 +275,7 @@ test(
 
 test(
   { needs: "net" },
-  "a client that leaves in the middle of a frame is no one's trouble",
+  "a client that leaves in the middle of a frame troubles nobody",
   async () => {
     await using server = startServer(handler);
     using raw = await RawClient.upgraded(server.port);

@@ -1,4 +1,4 @@
-// What `serve` promises whoever connects, and however: each promise of the README has a test here.
+// What `serve` promises to all that connect, in whatever way: each promise of the README has a test.
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { retry } from "@std/async";
@@ -142,7 +142,7 @@ test(
 
 test(
   { needs: "net" },
-  "a message of the limit is answered, one byte more closes with 1009",
+  "a message as large as the limit is answered, and one byte more closes with 1009",
   async () => {
     const got: (string | ArrayBuffer)[] = [];
     const handler: Handler = async (websocket) => {
@@ -203,27 +203,31 @@ test(
   },
 );
 
-test({ needs: "net" }, "of a burst, those that are too many get 503 or 1013", async () => {
-  let calls = 0;
-  const counted: Handler = (websocket) => {
-    calls++;
-    return handler(websocket);
-  };
-  await using server = startServer(counted, { maxClients: 5 });
-  const attempts = Array.from({ length: 50 }, () => TestClient.open(server.url));
-  const opened = await Promise.allSettled(attempts);
-  const clients = opened.flatMap((each) => each.status === "fulfilled" ? [each.value] : []);
-  // Each is asked, so that each has either answered or been closed.
-  for (const client of clients) client.send("hello");
-  const answered = await Promise.all(clients.map(async (client) => {
-    const code = await Promise.race([client.next(), client.closed.then(({ code }) => code)]);
-    return typeof code === "number" ? assertEquals(code, 1013) : client;
-  }));
-  const stayed = answered.filter((client) => client !== undefined);
-  assertEquals([stayed.length, calls], [5, 5]);
-  assert(clients.length > 5, "none was closed with 1013, so that the burst was none");
-  await Promise.all(stayed.map((client) => client.close()));
-});
+test(
+  { needs: "net" },
+  "in a burst of handshakes, those over the limit get 503 or 1013",
+  async () => {
+    let calls = 0;
+    const counted: Handler = (websocket) => {
+      calls++;
+      return handler(websocket);
+    };
+    await using server = startServer(counted, { maxClients: 5 });
+    const attempts = Array.from({ length: 50 }, () => TestClient.open(server.url));
+    const opened = await Promise.allSettled(attempts);
+    const clients = opened.flatMap((each) => each.status === "fulfilled" ? [each.value] : []);
+    // Each is asked, so that each has either answered or been closed.
+    for (const client of clients) client.send("hello");
+    const answered = await Promise.all(clients.map(async (client) => {
+      const code = await Promise.race([client.next(), client.closed.then(({ code }) => code)]);
+      return typeof code === "number" ? assertEquals(code, 1013) : client;
+    }));
+    const stayed = answered.filter((client) => client !== undefined);
+    assertEquals([stayed.length, calls], [5, 5]);
+    assert(clients.length > 5, "none was closed with 1013, so that the burst was none");
+    await Promise.all(stayed.map((client) => client.close()));
+  },
+);
 
 test({ needs: "run" }, "handshakes that are reset keep nobody out, and it can stop", async () => {
   await using server = await Script.server("server.ts", "--max-clients", "10");
@@ -418,29 +422,33 @@ test(
 const HURRY = "--preload=data:text/javascript,const { timeout } = AbortSignal;" +
   "AbortSignal.timeout = (milliseconds) => timeout.call(AbortSignal, milliseconds / 10)";
 
-test({ needs: "run" }, "who does not read can't keep it from stopping", async () => {
-  const start = async (...flags: string[]) => {
-    const server = new Script("server.ts", ["--port", "0", "--quiet"], ["--allow-net", ...flags]);
-    const url = (await server.lines.next()).match(/ws:[^,]+/)?.[0] ?? "";
-    const client = await RawClient.upgraded(Number(new URL(url).port));
-    const idle = await TestClient.open(url);
-    // Far more than the kernel takes, so that most of it waits in the server.
-    const large = frame(BINARY, new Uint8Array(1_000_000));
-    for (let sent = 0; sent < 40; sent++) await client.write(large);
-    server.kill();
-    // This shows that the signal was heard.
-    assertEquals((await within(idle.closed, "1001")).code, 1001);
-    return Object.assign(server, { client });
-  };
-  await using patient = await start(HURRY);
-  await using urgent = await start();
-  urgent.kill();
-  assertEquals(await urgent.end(), 1, "A second signal ends it at once.");
-  assertEquals(urgent.errors.all, []);
-  assertEquals(await patient.end(), 0);
-  assertMatch(patient.errors.all.join("\n"), /^Stopped before every client /);
-  for (const { client } of [patient, urgent]) client[Symbol.dispose]();
-});
+test(
+  { needs: "run" },
+  "a client that does not read can't keep a server from stopping",
+  async () => {
+    const start = async (...flags: string[]) => {
+      const server = new Script("server.ts", ["--port", "0", "--quiet"], ["--allow-net", ...flags]);
+      const url = (await server.lines.next()).match(/ws:[^,]+/)?.[0] ?? "";
+      const client = await RawClient.upgraded(Number(new URL(url).port));
+      const idle = await TestClient.open(url);
+      // Far more than the kernel takes, so that most of it waits in the server.
+      const large = frame(BINARY, new Uint8Array(1_000_000));
+      for (let sent = 0; sent < 40; sent++) await client.write(large);
+      server.kill();
+      // This shows that the signal was heard.
+      assertEquals((await within(idle.closed, "1001")).code, 1001);
+      return Object.assign(server, { client });
+    };
+    await using patient = await start(HURRY);
+    await using urgent = await start();
+    urgent.kill();
+    assertEquals(await urgent.end(), 1, "A second signal ends it at once.");
+    assertEquals(urgent.errors.all, []);
+    assertEquals(await patient.end(), 0);
+    assertMatch(patient.errors.all.join("\n"), /^Stopped before every client /);
+    for (const { client } of [patient, urgent]) client[Symbol.dispose]();
+  },
+);
 
 // Logs.
 

@@ -1,5 +1,5 @@
-// What `serve` promises about all that waits: who reads gets everything, who does not read is dropped,
-// who sends too much is dropped, and the memory that this takes has a bound.
+// What `serve` promises about messages that wait: a client that reads gets everything, one that does
+// not read is dropped, one that sends too much is dropped, and the memory for all this has a bound.
 
 import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
 import { deadline, delay, retry } from "@std/async";
@@ -183,7 +183,7 @@ async function startProcess(handler: Handler): Promise<Script & { port: number }
   return Object.assign(server, { port: Number(await server.prints(/./)) });
 }
 
-// Who reads gets everything.
+// A client that reads gets everything.
 
 test(
   { needs: "net" },
@@ -289,7 +289,7 @@ test(
   },
 );
 
-test({ needs: "net" }, "who reads slowly stays, however long it takes", async () => {
+test({ needs: "net" }, "a client that reads slowly stays, however long it takes", async () => {
   await using server = startWatched(onDemand, { idleTimeout: 0.8 });
   using reader = await RawClient.upgraded(server.port);
   await reader.write(frame(TEXT, "30 1000000"));
@@ -363,7 +363,7 @@ Deno.test("a broadcast to very many who take nothing yet takes little time", () 
   assertLessOrEqual(looks, 50 * clients.length);
 });
 
-// Who does not read is dropped.
+// A client that does not read is dropped.
 
 test(
   { needs: "net" },
@@ -399,7 +399,7 @@ test(
 
 test(
   { needs: "net" },
-  "who takes nothing for half of that time has to go before who speaks, be they the most",
+  "clients that take nothing for half of that time have to go before one that speaks, even if they are the most",
   async () => {
     await using room = startRoom({ maxWaiting: 16 * MEBIBYTE, idleTimeout: 4 });
     using sleepers = await connectRaw(room.port, 3);
@@ -423,7 +423,7 @@ test(
 
 test(
   { needs: "net" },
-  "who takes nothing for the time of `idleTimeout` is dropped, and told when it wakes up",
+  "a client that takes nothing for the time of `idleTimeout` is dropped, and told when it wakes up",
   async () => {
     await using server = startWatched(onDemand, { idleTimeout: 0.6 });
     await using other = await TestClient.open(server.url);
@@ -479,7 +479,7 @@ test(
 
 test(
   { needs: "net" },
-  "who never answers Close is forgotten, its place is free again, and nothing is left of it",
+  "a client that never answers Close is forgotten, its place is free again, and nothing is left of it",
   async () => {
     const closing: Handler = async (websocket) => {
       await websocket.receive();
@@ -601,7 +601,7 @@ test({ needs: "net" }, "a log that sends its lines to all tells each drop once",
   assertEquals([lines, room.members.size], [[READ_TOO_LITTLE], 2]);
 });
 
-// Who sends too much is dropped.
+// A client that sends too much is dropped.
 
 test(
   { needs: "net" },
@@ -616,7 +616,8 @@ test(
       sender.send(new Uint8Array(65_000));
       if (count % 8 === 0) await delay(1);
     }
-    // The runtime resets who goes on sending after a Close frame, so the code may not arrive.
+    // The runtime resets a client that goes on sending after a Close frame, so that the code may not
+    // arrive.
     await within(sender.closed, "the close");
     assertEquals((await room.left.next()).code, 1008);
     assertEquals([room.log.all, room.members.size], [[SENT_TOO_MUCH], 20]);
@@ -632,7 +633,7 @@ test(
 
 test(
   { needs: "net" },
-  "who sends faster than its handler takes is dropped, and the others notice nothing",
+  "a client that sends faster than its handler takes is dropped, and the others notice nothing",
   async () => {
     const taking: Handler = async (websocket) => {
       for await (const message of websocket) {
@@ -663,7 +664,7 @@ test(
 
 test(
   { needs: "net" },
-  "who has left with a Close frame is still to blame for what was not read of it",
+  "a client that has left with a Close frame is still to blame for its unread messages",
   async () => {
     await using server = startWatched(async (websocket) => {
       for await (const message of websocket) {
@@ -683,8 +684,8 @@ test(
 );
 
 /**
- * Lets eight readers at a steady pace, and a client that says "hi" every 10 ms, meet who fills the
- * memory of their room. Nobody of the nine may be dropped.
+ * Lets eight readers at a steady pace, and a client that says "hi" every 10 ms, meet a client
+ * that fills the memory of their room. Nobody of the nine may be dropped.
  */
 async function assertAllStay(room: Watched, attack: (signal: AbortSignal) => Promise<void>) {
   const end = new AbortController();
@@ -742,7 +743,7 @@ test(
 
 test(
   { needs: "net" },
-  "neither does it where the handler awaits something before it sends",
+  "a flooder costs no reader its place where the handler awaits something before it sends",
   async () => {
     await using room = startRoom({ maxWaiting: 32 * MEBIBYTE }, async () => {
       await crypto.subtle.digest("SHA-1", new Uint8Array(20));
@@ -796,7 +797,7 @@ test(
 
 test(
   { needs: "net" },
-  "where nobody is to blame, as for what a clock sends, who is furthest behind is dropped",
+  "where nobody is to blame, as for what a clock sends, the client that is furthest behind is dropped",
   async () => {
     await using room = startRoom({ maxWaiting: 4 * MEBIBYTE });
     using sleeper = await RawClient.upgraded(room.port);
@@ -917,33 +918,37 @@ test({ needs: "net" }, "a part of a message does not keep the whole in memory", 
   assertLessOrEqual(heldMemory() - before, 10 * MEBIBYTE);
 });
 
-test({ needs: "net" }, "what waits is counted as what it takes, whatever it is", async () => {
-  const kinds: [number, (number: number) => string | Uint8Array<ArrayBuffer>][] = [
-    [20_000, () => ""],
-    [20_000, (number) => `${number}`],
-    [20_000, (number) => numbered(number, 20)],
-    [5_000, (number) => `${number} `.padEnd(1_000, "語")],
-    [10, (number) => `${number} `.padEnd(1_000_000, "語")],
-    [500, (number) => numbered(number, 65_536)],
-  ];
-  for (const [count, make] of kinds) {
-    const filled = Promise.withResolvers<void>();
-    await using server = startWatched(async (websocket) => {
-      for (let large = 0; large < 8; large++) websocket.send(new Uint8Array(2 * MEBIBYTE));
-      await websocket.receive();
-      for (let number = 0; number < count; number++) websocket.send(make(number));
-      filled.resolve();
-      await websocket.closed;
-    });
-    using client = await RawClient.upgraded(server.port);
-    await joined(server, 1);
-    const before = heldMemory();
-    const counted = server.waiting;
-    await client.write(frame(TEXT, "go"));
-    await within(filled.promise, "all to be sent");
-    assertLessOrEqual(heldMemory() - before, 1.2 * (server.waiting - counted) + MEBIBYTE);
-  }
-});
+test(
+  { needs: "net" },
+  "a message that waits is counted with the memory that it takes, whatever its kind",
+  async () => {
+    const kinds: [number, (number: number) => string | Uint8Array<ArrayBuffer>][] = [
+      [20_000, () => ""],
+      [20_000, (number) => `${number}`],
+      [20_000, (number) => numbered(number, 20)],
+      [5_000, (number) => `${number} `.padEnd(1_000, "語")],
+      [10, (number) => `${number} `.padEnd(1_000_000, "語")],
+      [500, (number) => numbered(number, 65_536)],
+    ];
+    for (const [count, make] of kinds) {
+      const filled = Promise.withResolvers<void>();
+      await using server = startWatched(async (websocket) => {
+        for (let large = 0; large < 8; large++) websocket.send(new Uint8Array(2 * MEBIBYTE));
+        await websocket.receive();
+        for (let number = 0; number < count; number++) websocket.send(make(number));
+        filled.resolve();
+        await websocket.closed;
+      });
+      using client = await RawClient.upgraded(server.port);
+      await joined(server, 1);
+      const before = heldMemory();
+      const counted = server.waiting;
+      await client.write(frame(TEXT, "go"));
+      await within(filled.promise, "all to be sent");
+      assertLessOrEqual(heldMemory() - before, 1.2 * (server.waiting - counted) + MEBIBYTE);
+    }
+  },
+);
 
 test(
   { needs: "linux" },
@@ -991,7 +996,7 @@ test(
           await client.write(flooding);
         }
       };
-      // Whoever is dropped is reset as soon as it sends more, or the runtime does not read it any more.
+      // A dropped client is reset as soon as it sends more, or the runtime reads no more from it.
       const flooded = Promise.all(flooders.map((client) => flood(client).catch(silent)));
       await deadline(flooded, 1_500).catch(silent);
       await server.errors.next((line) => line.startsWith("Dropped a client."), "the drop");
@@ -1092,6 +1097,6 @@ test(
     assertEquals([code, reason, before], [4000, "x".repeat(122), 20 * 1_000_010]);
     await client.write(frame(CLOSE, new Uint8Array([15, 160])));
     assertEquals((await server.left.next()).code, 4000);
-    assertEquals(handled, 1, "Who is being closed is not listened to.");
+    assertEquals(handled, 1, "A client that is being closed is not listened to.");
   },
 );

@@ -1,4 +1,5 @@
-// Who has to go when too much waits: never one that takes something, as long as another is to blame.
+// Which client has to go when too much waits. One that takes something stays while another is to
+// blame.
 
 import type { Outbox } from "./outbox.ts";
 import { costOf, type WaitingMessage } from "./sendable.ts";
@@ -8,7 +9,7 @@ const READ_TOO_LITTLE = "It read too little while too much was waiting.";
 
 /**
  * Drops one of the clients for which something waits: the one to blame for most of it. Each message
- * is blamed on those who are stuck with it; if nobody is, on who has sent it.
+ * is blamed on the clients that are stuck with it; if there are none, on the one that has sent it.
  *
  * @param enough Bytes for which a client is to blame at least before it is dropped.
  * @param isUrgent Whether one has to go also where nobody is to blame for that much.

@@ -106,9 +106,9 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
    * Sends a text or binary message. Messages arrive in the order in which they were sent. What is
    * sent when the connection is closed is thrown away.
    *
-   * @returns Done when little waits for the other end. Who waits for it sends at the pace of the
-   * reader, and who does not, as a broadcast, leaves it to the limits of the server. It never
-   * rejects.
+   * @returns Done when the runtime has taken all that was sent. A handler that waits for it sends at
+   * the pace of the reader. A broadcast does not wait, and leaves slow readers to the limits of the
+   * server. It never rejects.
    * @throws {TypeError} if `message` is neither a string, nor an ArrayBuffer, nor a view of one.
    */
   send(message: Sendable): Promise<void> {
@@ -178,7 +178,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   #drop(close: Close) {
     this.#finish(close, false);
     const line = `Dropped a client. ${close.reason || "It did not answer the Close frame."}`;
-    // A log may send, and who is dropped next must not depend on that.
+    // A log may send something, and that must not change which client is dropped next.
     queueMicrotask(() => this.#options.log?.(line));
   }
 

@@ -6,7 +6,7 @@ import type { Log } from "./lines.ts";
 /** The origins of pages that this machine serves. */
 const LOOPBACK = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$/;
 
-/** Seconds after which whoever was refused for now may try again. */
+/** Seconds after which a client that was refused for now may try again. */
 export const RETRY_AFTER = { "Retry-After": "1" };
 
 /** An answer that refuses a request, with a line that says why. */
@@ -42,7 +42,7 @@ export function refuseHandshake({ method, headers }: Request): Response | undefi
   }
 }
 
-/** The answer to whoever does not ask for a WebSocket (RFC 9110 section 15.5.22). */
+/** The answer to a request that asks for no WebSocket (RFC 9110 section 15.5.22). */
 export function askForUpgrade(): Response {
   return refuse(426, "Connect to this server with a WebSocket.", { Upgrade: "websocket" });
 }
@@ -105,10 +105,10 @@ export function makeReadable(response: Response, origin: string | undefined): Re
 export const BEARER = "bearer";
 
 /**
- * A `request` for `serve` that lets in who knows the token: handshakes and pushes need it as
- * `Authorization: Bearer TOKEN`. A page offers the subprotocols `bearer` and the token in base64url
- * instead, of which the server selects `bearer`. A token is never in a URL, because URLs are logged.
- * The page itself needs none.
+ * A `request` for `serve` that lets in the clients that know the token. Handshakes and pushes need it
+ * as `Authorization: Bearer TOKEN`. A page offers the subprotocols `bearer` and the token in
+ * base64url instead, of which the server selects `bearer`. A token is never in a URL, because URLs
+ * are logged. The page itself needs none.
  *
  * @throws {Error} if `token` can't be sent in a header (RFC 6750 section 2.1).
  */

@@ -14,7 +14,7 @@ import type { Server } from "./serve.ts";
 const JOIN_TIMEOUT = 1_000;
 /** Milliseconds between lines that count what was not taken. */
 const REPORT_INTERVAL = 1_000;
-/** Bytes that may wait for NATS: more makes who speaks wait, or is lost while NATS is away. */
+/** Bytes that may wait for NATS. With more, handlers wait; while NATS is away, more is lost. */
 const MAX_WAITING = 4 * 1024 ** 2;
 /** Bytes that NATS is to confirm at once: a ping waits no longer than they take. */
 const BATCH = 1024 ** 2;
@@ -147,7 +147,7 @@ export class Relay {
     this.#untaken = 0;
   }
 
-  /** Sends a message to this room of the other servers. Done when little waits for NATS. */
+  /** Sends a message to this room of the other servers. Where much waits, this waits for NATS. */
   async publish(name: string, message: Message): Promise<void> {
     const isText = typeof message === "string";
     const subject = `${roomSubject(this.options.subject, name)}.${isText ? "text" : "binary"}`;

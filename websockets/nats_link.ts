@@ -78,7 +78,7 @@ export class Link {
     return this.lost.aborted || nats.isClosed() ? undefined : nats;
   }
 
-  /** Aborts when the connection is lost: nats.js lets who waits for `flush` wait for ever then. */
+  /** Aborts when the connection is lost: a `flush` of nats.js then waits for ever. */
   get lost(): AbortSignal {
     return this.session.lost.signal;
   }

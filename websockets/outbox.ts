@@ -144,7 +144,7 @@ export class Outbox {
       this.#drained = undefined;
       if (this.handed === 0) this.#sendClose();
     } else if (this.handed === 0) {
-      // Who waits for a turn is not late.
+      // A client that waits for its turn is not late.
       this.takenAt = this.waiting.clock;
     }
   }

@@ -33,7 +33,7 @@ export interface Server extends AsyncDisposable {
   readonly finished: Promise<void>;
   /** How many bytes wait for all clients together. */
   readonly waiting: number;
-  /** Whether more waits than may: nobody is let in, and who can should not add to it. */
+  /** Whether more waits than is allowed: nobody is let in, and a handler should not add to it. */
   readonly isFull: boolean;
   /** Counts bytes that wait elsewhere for this server's clients; less of them if negative. */
   countWaiting(bytes: number): void;

@@ -1,4 +1,4 @@
-// What waits for all clients of a server, and who has to go when it is too much.
+// What waits for all clients of a server, and which of them has to go when it is too much.
 //
 // The runtime queues without end what a client does not take, and can't be made to forget it. So it
 // is handed a bounded amount, and all else waits here.
@@ -163,7 +163,7 @@ export class Waiting {
     for (const outbox of [...this.#busy]) {
       if (outbox.isEager) {
         outbox.handOver();
-        // Who has had a turn comes after those that wait for one.
+        // A client that has had its turn comes after those that wait for one.
         if (outbox.handed > 0) {
           this.#busy.delete(outbox);
           this.#busy.add(outbox);

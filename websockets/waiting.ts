@@ -68,7 +68,7 @@ export class Waiting {
   /** Whether the runtime, which holds `handed` bytes for a client, may be handed a message. */
   hasRoom(handed: number, bytes: number): boolean {
     const room = this.#maxHanded - this.#handed;
-    // A message that is larger than a share has its turn where the runtime holds nothing.
+    // A message that is larger than a share is handed over when the runtime holds nothing else.
     return handed === 0 ? room > 0 : handed + bytes <= room * SHARE;
   }
 
@@ -181,9 +181,9 @@ export class Waiting {
   }
 
   /**
-   * Drops the client that is to blame for most, if too much waits. The more waits, the less is
-   * enough to be dropped. Where nobody is to blame for that much, a little more may wait: nobody
-   * new is let in, and the clients go on taking it.
+   * Drops the client that is to blame for most, if too much waits. The more waits, the smaller is the
+   * part for which it has to be to blame. If no client is to blame for that much, a little more may
+   * wait: nobody new is let in, and the clients go on taking it.
    */
   relieve(): void {
     if (!this.isFull) this.#limit = this.maxBytes;

@@ -28,8 +28,6 @@ const PAUSE = 50;
 const VISIT_TIMEOUT = 60_000;
 /** Milliseconds until a server has noticed that its clients have left. */
 const SETTLING = 2_000;
-/** One client in so many resets its handshake before the answer. The runtime never closes those. */
-const RARE = 500;
 /**
  * How much more may be left at the end than after the first minute, and than in the bare server: what
  * V8 compiles, and what is just closing.
@@ -164,7 +162,7 @@ const VISITS: ((server: Soaked) => Promise<unknown>)[] = [
   },
 ];
 
-/** The handshake is reset before its answer, which leaks a descriptor of the runtime. */
+/** Each of these leaves a descriptor that the runtime never closes: they come in the first minute. */
 async function resetEarly(server: Soaked) {
   const socket = net.connect(server.port, "127.0.0.1");
   await once(socket, "connect");
@@ -211,13 +209,17 @@ async function stalled(server: Soaked): Promise<RawClient> {
   return client;
 }
 
-/** Lets clients come and go for a while: how many. */
-async function visit(servers: Soaked[], milliseconds: number): Promise<number> {
+/** Lets clients of these kinds come and go for a while: how many. */
+async function visit(
+  servers: Soaked[],
+  kinds: typeof VISITS,
+  milliseconds: number,
+): Promise<number> {
   const end = performance.now() + milliseconds;
   let visits = 0;
   const comeAndGo = async () => {
     while (performance.now() < end) {
-      const run = ++visits % RARE === 0 ? resetEarly : VISITS[visits % VISITS.length];
+      const run = kinds[visits++ % kinds.length];
       await Promise.all(
         servers.map((server) =>
           deadline(run(server), VISIT_TIMEOUT)
@@ -280,7 +282,8 @@ async function main() {
   const states: State[][] = [];
   let visits = 0;
   for (let second = every; second <= minutes * 60; second += every) {
-    visits += await visit(servers, every * 1000 - SETTLING);
+    const kinds = states.length === 0 ? [...VISITS, resetEarly] : VISITS;
+    visits += await visit(servers, kinds, every * 1000 - SETTLING);
     for (const [index, server] of servers.entries()) await exchange(server, residents[index]);
     await delay(SETTLING);
     const now = await Promise.all(servers.map((server) => server.state()));

@@ -14,6 +14,7 @@ export const MAX_CLIENTS = 10_000;
 const IDLE_TIMEOUT = 30;
 /** Seconds of 24 days, after which the timers of the runtime end: with more, everybody is dropped. */
 const MAX_IDLE_TIMEOUT = 24 * 24 * 60 * 60;
+
 /** What the runtime knows of a request, such as `remoteAddr`. */
 export type RequestInfo = Deno.ServeHandlerInfo<Deno.NetAddr>;
 

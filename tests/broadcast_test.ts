@@ -5,8 +5,10 @@ import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/asser
 import { retry } from "@std/async";
 import type { Connection, ServeOptions } from "websockets";
 import { push, rooms } from "../broadcast_server.ts";
-import { ask, frame, handshake, Inbox, Program, RawClient, Script } from "./helpers.ts";
-import { startServer, test, TestClient, within } from "./helpers.ts";
+import { Inbox, startServer, TestClient, within } from "./helpers.ts";
+import { test } from "./needs.ts";
+import { Program, Script } from "./programs.ts";
+import { ask, frame, handshake, RawClient } from "./raw.ts";
 
 /** For what happens soon, without an event that tells of it. */
 const SOON = { minTimeout: 10, maxTimeout: 50, maxAttempts: 100 };

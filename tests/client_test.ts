@@ -1,7 +1,9 @@
 // What client.ts promises: the article's loop.
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { Inbox, Script, startServer, test } from "./helpers.ts";
+import { Inbox, startServer } from "./helpers.ts";
+import { test } from "./needs.ts";
+import { Script } from "./programs.ts";
 import { echo, listen, listenRaw, readOneLine, switchProtocols } from "./peers.ts";
 
 test(

@@ -5,7 +5,9 @@ import { deadline, delay } from "@std/async";
 import type { Connection } from "websockets";
 import { parseHeaders } from "../websockets/command.ts";
 import { readMessages, type Separator, show } from "../websockets/messages.ts";
-import { Inbox, Script, startServer, test, within } from "./helpers.ts";
+import { Inbox, startServer, within } from "./helpers.ts";
+import { test } from "./needs.ts";
+import { Script } from "./programs.ts";
 import { echo, listen, listenRaw, readOneLine, serveBare, switchProtocols } from "./peers.ts";
 
 const silent = () => {};

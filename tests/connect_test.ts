@@ -5,7 +5,9 @@ import { delay } from "@std/async";
 import { connect, ConnectionClosed, ConnectionFailed, type Message, whileAway } from "websockets";
 import { describeClose, isLost } from "../websockets/close_codes.ts";
 import { explain, withoutSecrets } from "../websockets/failures.ts";
-import { Inbox, Program, Script, startServer, test, within } from "./helpers.ts";
+import { Inbox, startServer, within } from "./helpers.ts";
+import { test } from "./needs.ts";
+import { Program, Script } from "./programs.ts";
 import { echo, listen, listenRaw, serveBare, switchProtocols } from "./peers.ts";
 
 /** Connects, and takes the first message. */

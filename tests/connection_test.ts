@@ -5,8 +5,9 @@ import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "
 import { delay } from "@std/async";
 import { connect, type Connection, ConnectionClosed, type Handler, serve } from "websockets";
 import type { Message } from "websockets";
-import { frame, handshake, Inbox, RawClient, startServer, test, within } from "./helpers.ts";
-import { TestClient } from "./helpers.ts";
+import { Inbox, startServer, TestClient, within } from "./helpers.ts";
+import { test } from "./needs.ts";
+import { frame, handshake, RawClient } from "./raw.ts";
 
 const TEXT = 1;
 /** More than the kernel and the runtime take for a client that does not read. */

@@ -4,9 +4,10 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { retry } from "@std/async";
 import { existsSync } from "node:fs";
-import { assertDescriptors, CHROMIUM, CHROMIUM_FLAGS, countDescriptors } from "./helpers.ts";
-import { handshake, Inbox, Program, RawClient, Script } from "./helpers.ts";
-import { test, TestClient, within } from "./helpers.ts";
+import { Inbox, TestClient, within } from "./helpers.ts";
+import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
+import { assertDescriptors, countDescriptors, Program, Script } from "./programs.ts";
+import { handshake, RawClient } from "./raw.ts";
 import { blockOf, deno, freePort, makeFolder, read, REFERENCE, ROOT, SOON } from "./readme.ts";
 
 const NGINX = "/usr/sbin/nginx";

@@ -4,7 +4,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { deadline } from "@std/async";
-import { test } from "./helpers.ts";
+import { test } from "./needs.ts";
 
 const ROOT = new URL("../", import.meta.url).href;
 

@@ -2,7 +2,9 @@
 // client of our servers.
 
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { Program, PYTHON, Script, startPythonServer, startServer, test } from "./helpers.ts";
+import { startServer } from "./helpers.ts";
+import { PYTHON, test } from "./needs.ts";
+import { Program, Script, startPythonServer } from "./programs.ts";
 import { echo } from "./peers.ts";
 
 /** A client that sends a text and bytes to the URL it is given, and prints what comes back. */

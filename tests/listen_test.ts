@@ -3,7 +3,9 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { retry } from "@std/async";
 import { serve } from "websockets";
-import { Program, test, TestClient } from "./helpers.ts";
+import { TestClient } from "./helpers.ts";
+import { test } from "./needs.ts";
+import { Program } from "./programs.ts";
 import { freePort, ROOT, SOON } from "./readme.ts";
 
 const LOOPBACK = ["127.0.0.1", "::1"];
@@ -24,7 +26,7 @@ function startWithHosts(
 }
 
 test(
-  { needs: "localhost" },
+  { needs: ["unshare", "loopbacks"] },
   "`localhost` is both loopback addresses on one port, whatever the hosts file says",
   async () => {
     const files = [LOOPBACK, LOOPBACK.toReversed(), ...LOOPBACK.map((address) => [address])];
@@ -40,7 +42,7 @@ test(
 );
 
 test(
-  { needs: "localhost" },
+  { needs: ["unshare", "loopbacks"] },
   "on a machine without IPv6, one address is enough",
   async () => {
     const command = `echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6 && ip link set lo up &&
@@ -50,7 +52,7 @@ test(
   },
 );
 
-test({ needs: "localhost" }, "without --allow-net it asks one question", async () => {
+test({ needs: ["unshare", "loopbacks"] }, "without --allow-net it asks one question", async () => {
   const port = freePort();
   const command = `exec script -qec '${RUN} server.ts --port ${port}' /dev/null`;
   await using server = startWithHosts(LOOPBACK, command, { stdin: "piped" });
@@ -66,7 +68,7 @@ test({ needs: "localhost" }, "without --allow-net it asks one question", async (
 });
 
 test(
-  { needs: "localhost" },
+  { needs: ["unshare", "loopbacks"] },
   "a port that is taken on one of the two addresses counts as taken",
   () => {
     for (const hostname of LOOPBACK) {
@@ -78,7 +80,7 @@ test(
   },
 );
 
-test({ needs: "localhost" }, "a free port is free on both addresses", async () => {
+test({ needs: ["unshare", "loopbacks"] }, "a free port is free on both addresses", async () => {
   const bare = Deno.serve;
   const others: Deno.TcpListener[] = [];
   // Somebody takes the port of the first address at the second one.

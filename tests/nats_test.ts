@@ -4,8 +4,10 @@ import { assert, assertEquals, assertLessOrEqual, assertMatch, assertRejects } f
 import { delay, retry } from "@std/async";
 import { serve } from "websockets";
 import { Relay, type RelayOptions, roomSubject } from "../websockets/nats.ts";
-import { handshake, Inbox, NATS_SERVER, RawClient, Script } from "./helpers.ts";
-import { test, TestClient, within } from "./helpers.ts";
+import { Inbox, TestClient, within } from "./helpers.ts";
+import { NATS_SERVER, test } from "./needs.ts";
+import { Script } from "./programs.ts";
+import { handshake, RawClient } from "./raw.ts";
 
 /** For tests that need much to be on its way. */
 const LARGE = new Uint8Array(64 * 1024);

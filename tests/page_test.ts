@@ -6,8 +6,9 @@ import { Buffer } from "node:buffer";
 import type { Browser, BrowserContext, Page } from "playwright-core";
 import type { Connection, Handler, ServeOptions } from "websockets";
 import html from "../client.html" with { type: "text" };
-import { CHROMIUM, CHROMIUM_FLAGS, Inbox, PYTHON, Script } from "./helpers.ts";
-import { startPythonServer, startServer, test } from "./helpers.ts";
+import { Inbox, startServer } from "./helpers.ts";
+import { CHROMIUM, CHROMIUM_FLAGS, PYTHON, test } from "./needs.ts";
+import { Script, startPythonServer } from "./programs.ts";
 
 const FROM_DISK = new URL("../client.html", import.meta.url).href;
 const SECOND = 1000;

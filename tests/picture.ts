@@ -2,7 +2,8 @@
 
 import { Buffer } from "node:buffer";
 import { chromium } from "playwright-core";
-import { CHROMIUM, CHROMIUM_FLAGS, Script } from "./helpers.ts";
+import { CHROMIUM, CHROMIUM_FLAGS } from "./needs.ts";
+import { Script } from "./programs.ts";
 
 await using _server = await Script.server("server.ts", "--port", "9999");
 const browser = await chromium.launch({ executablePath: CHROMIUM, args: CHROMIUM_FLAGS });

@@ -5,7 +5,8 @@ import { assert, assertMatch } from "@std/assert";
 import { retry } from "@std/async";
 import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
-import { Program } from "./helpers.ts";
+import { UNSHARE } from "./needs.ts";
+import { Program } from "./programs.ts";
 
 export const ROOT = fileURLToPath(new URL("../", import.meta.url));
 export const WALK = "README.md";
@@ -132,20 +133,6 @@ async function makeCache(path: string): Promise<void> {
   const { stdout } = await new Deno.Command(Deno.execPath(), { args: ["info", "--json"] }).output();
   const { npmCache } = JSON.parse(new TextDecoder().decode(stdout));
   await Deno.symlink(npmCache, `${path}/npm`, { type: "junction" });
-}
-
-export const UNSHARE = ["--map-root-user", "--net"];
-
-/** Whether this machine lets the tests have a network of their own, if they may try that. */
-export function mayUnshare(): boolean {
-  const mayRun = Deno.permissions.querySync({ name: "run" }).state === "granted";
-  if (Deno.build.os !== "linux" || !mayRun) return true;
-  try {
-    const args = [...UNSHARE, "sh", "-c", "ip link set lo up"];
-    return new Deno.Command("unshare", { args, stderr: "null" }).outputSync().success;
-  } catch {
-    return false;
-  }
 }
 
 /**

@@ -6,12 +6,14 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { retry } from "@std/async";
 import { existsSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
-import { ask, CHROMIUM, CHROMIUM_FLAGS, handshake, test, TestClient } from "./helpers.ts";
-import { type Program, within } from "./helpers.ts";
+import { TestClient, within } from "./helpers.ts";
+import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
+import { type Program } from "./programs.ts";
+import { ask, handshake } from "./raw.ts";
 import { CHINESE_WALK, REFERENCE, ROOT, SOON, WALK } from "./readme.ts";
-import { assertPrints, copy, deno, freePort, Machine, makeFolder, mayUnshare } from "./readme.ts";
+import { assertPrints, copy, deno, freePort, Machine, makeFolder } from "./readme.ts";
 import { commandsOf, type Item, itemsOf, NOT_RUN, proseOf, read, sectionOf } from "./readme.ts";
-import { shows, stepOf, UNSHARE, version } from "./readme.ts";
+import { shows, stepOf, version } from "./readme.ts";
 
 /** Registers a test that only reads, for which it needs the permission. */
 function compare(name: string, fn: () => void): void {
@@ -19,7 +21,6 @@ function compare(name: string, fn: () => void): void {
 }
 
 const EACH_SECOND = { minTimeout: 1_000, multiplier: 1, jitter: 0 };
-const MAY_UNSHARE = mayUnshare();
 const ECHO_SERVER = "deno run --allow-net server.ts";
 const TEST_COMMAND = "deno run --allow-net websockets";
 
@@ -33,9 +34,7 @@ function follow(
     await using machine = await Machine.start();
     await fn(machine);
   };
-  if (MAY_UNSHARE) return test({ needs }, name, run);
-  console.log(`Ignoring "${name}": it needs \`ip\`, and \`unshare ${UNSHARE.join(" ")}\`.`);
-  Deno.test.ignore(name, run);
+  test({ needs: [needs, "unshare"] }, name, run);
 }
 
 // The walk.

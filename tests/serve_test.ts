@@ -5,8 +5,9 @@ import { assert, assertEquals, assertLessOrEqual, assertMatch, assertThrows } fr
 import { delay, retry } from "@std/async";
 import { connect, type Connection, type Handler } from "websockets";
 import { serve, type ServeOptions, type Server } from "websockets";
-import { ask, frame, handshake, Inbox, RawClient } from "./helpers.ts";
-import { startServer, test, TestClient, within } from "./helpers.ts";
+import { Inbox, startServer, TestClient, within } from "./helpers.ts";
+import { test } from "./needs.ts";
+import { ask, frame, handshake, RawClient } from "./raw.ts";
 
 const TEXT = 1;
 const CLOSE = 8;

@@ -3,16 +3,10 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { delay } from "@std/async";
 import { handler } from "../server.ts";
-import {
-  ask,
-  frame,
-  handshake,
-  RawClient,
-  Script,
-  startServer,
-  test,
-  TestClient,
-} from "./helpers.ts";
+import { startServer, TestClient } from "./helpers.ts";
+import { test } from "./needs.ts";
+import { Script } from "./programs.ts";
+import { ask, frame, handshake, RawClient } from "./raw.ts";
 
 const TEXT = 1;
 const REPLY = /^Data received as "hello"\. {2}time: (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6})$/;

@@ -5,22 +5,10 @@ import { retry } from "@std/async";
 import { handler } from "../server.ts";
 import type { Handler, ServeOptions } from "websockets";
 import { MAX_MESSAGE } from "../websockets/options.ts";
-import {
-  ask,
-  assertDescriptors,
-  countDescriptors,
-  frame,
-  handshake,
-  heldMemory,
-  Inbox,
-  Program,
-  RawClient,
-  Script,
-  startServer,
-  test,
-  TestClient,
-  within,
-} from "./helpers.ts";
+import { heldMemory, Inbox, startServer, TestClient, within } from "./helpers.ts";
+import { test } from "./needs.ts";
+import { assertDescriptors, countDescriptors, Program, Script } from "./programs.ts";
+import { ask, frame, handshake, RawClient } from "./raw.ts";
 import { listen } from "./peers.ts";
 
 const silent = () => {};

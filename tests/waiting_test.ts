@@ -7,21 +7,10 @@ import { type Close, type Connection, type Handler, serve, type ServeOptions } f
 import { broadcast } from "../broadcast_server.ts";
 import { Outbox } from "../websockets/outbox.ts";
 import { Waiting } from "../websockets/waiting.ts";
-import {
-  ask,
-  assertDescriptors,
-  countDescriptors,
-  frame,
-  handshake,
-  heldMemory,
-  Inbox,
-  Program,
-  RawClient,
-  Script,
-  test,
-  TestClient,
-  within,
-} from "./helpers.ts";
+import { heldMemory, Inbox, TestClient, within } from "./helpers.ts";
+import { test } from "./needs.ts";
+import { assertDescriptors, countDescriptors, Program, Script } from "./programs.ts";
+import { ask, frame, handshake, RawClient } from "./raw.ts";
 
 const TEXT = 1;
 const BINARY = 2;

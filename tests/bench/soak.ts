@@ -14,11 +14,13 @@ import net from "node:net";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { connect, type Connection, log, runScript, serve, silence, wholeNumber } from "websockets";
-import * as room from "../broadcast_server.ts";
-import { handler } from "../server.ts";
+import * as room from "../../broadcast_server.ts";
+import { handler } from "../../server.ts";
 import { residentMemory } from "./bench.ts";
-import { BARE, serveBare } from "./bench_servers.ts";
-import { ask, frame, handshake, heldMemory, RawClient, Script } from "./helpers.ts";
+import { BARE, serveBare } from "./servers.ts";
+import { heldMemory } from "../helpers.ts";
+import { Script } from "../programs.ts";
+import { ask, frame, handshake, RawClient } from "../raw.ts";
 
 /** Clients of each server at a time. */
 const AT_ONCE = 50;
@@ -57,7 +59,7 @@ class Soaked {
 
   static async start(name: string): Promise<Soaked> {
     const permissions = ["--allow-all"];
-    const script = new Script("tests/soak.ts", ["--serve", name], permissions, "piped");
+    const script = new Script("tests/bench/soak.ts", ["--serve", name], permissions, "piped");
     const [echo, room] = (await script.prints(/^ws:/)).split(" ");
     return new Soaked(name, script, echo, room);
   }
@@ -256,7 +258,7 @@ function describe({ held, resident, descriptors, timers, waiting }: State): stri
   return `${inside} MiB held of ${all}, ${descriptors} descriptors, ${timers} timers, ${waiting} waiting`;
 }
 
-const USAGE = `Usage: deno run --allow-all tests/soak.ts [flags]
+const USAGE = `Usage: deno run --allow-all tests/bench/soak.ts [flags]
   --minutes MINUTES  how long (10)
   --every SECONDS    how often all clients leave, and it is told what is left (60)
   --help             print this`;

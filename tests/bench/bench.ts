@@ -4,14 +4,15 @@
 //   deno task bench --only Echo --rounds 3
 //
 // Read loads.ts first: what clients send. Then `takeTurns`, which makes the figures of two servers
-// comparable on a machine that does other things as well. bench.md explains rows and columns.
+// comparable on a machine that does other things as well. README.md explains rows and columns.
 
 import { delay } from "@std/async";
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { runScript, usageError, wholeNumber } from "websockets";
-import { type Figures, figuresOf, picture, rowsOf, sum, table } from "./bench_tables.ts";
-import { NATS_SERVER, Program, PYTHON, Script } from "./helpers.ts";
+import { type Figures, figuresOf, picture, rowsOf, sum, table } from "./tables.ts";
+import { NATS_SERVER, PYTHON } from "../needs.ts";
+import { Program, Script } from "../programs.ts";
 import { BULK, type Case, connectAll, disconnect, load, OPENING, Outcome, stall } from "./loads.ts";
 
 /** Time under load of each server, in each case and round. */
@@ -150,7 +151,7 @@ function script(name: string, file: string, ...flags: string[]): Start {
 }
 
 function plain(name: string, handler = name): Start {
-  return starting(name, () => new Script("tests/bench_servers.ts", [handler]));
+  return starting(name, () => new Script("tests/bench/servers.ts", [handler]));
 }
 
 /** Starts instances of the broadcast server that are joined through a NATS server. */
@@ -180,9 +181,9 @@ function others(handler: string, ws?: string): Start[] {
   ];
 }
 
-const TEXT = new URL("bench.md", import.meta.url);
+const TEXT = new URL("README.md", import.meta.url);
 
-/** The code of a server that bench.md shows. */
+/** The code of a server that README.md shows. */
 function sourceOf(language: string): string {
   return Deno.readTextFileSync(TEXT).split("```" + language + "\n")[1].split("```")[0];
 }
@@ -193,7 +194,7 @@ interface Table {
   cases: Case[];
 }
 
-/** The tables by their headings in bench.md, which says there what their clients do. */
+/** The tables by their headings in README.md, which says there what their clients do. */
 export function allTables(ws?: string): Record<string, Table> {
   const bare = plain("bare");
   const ours = script("ours", "server.ts", "--quiet");
@@ -275,7 +276,7 @@ function small(oneCase: Case): Case {
   return { ...Object.fromEntries(entries), bytes: oneCase.bytes };
 }
 
-/** Puts a table into bench.md in place of the one there, and draws bench.svg of all in it. */
+/** Puts a table into README.md in place of the one there, and draws bench.svg of all in it. */
 function write(title: string, text: string, conditions: string): void {
   const before = new RegExp(`(?<=^### ${title}\n[^|#]*)\\|[^]*?\\n(?=\\n)`, "m");
   const all = Deno.readTextFileSync(TEXT)
@@ -285,14 +286,14 @@ function write(title: string, text: string, conditions: string): void {
   Deno.writeTextFileSync(new URL("bench.svg", TEXT), picture(all));
 }
 
-const USAGE = `Usage: deno run --allow-all tests/bench.ts [flags]
+const USAGE = `Usage: deno run --allow-all tests/bench/bench.ts [flags]
   --only TABLE       measure only this table, such as "Echo in bulk"
   --rounds COUNT     rounds of each case, each with new processes (5)
   --rate MESSAGES    messages a second of the steady rate (half of the highest)
   --ws FOLDER        measure the package ws of Node, too, which is installed there
   --url URL          add a server that runs already to the table of --only
   --quick            show in two seconds of load that the bench works; the figures mean nothing
-  --write            write tests/bench.md and tests/bench.svg
+  --write            write tests/bench/README.md and tests/bench/bench.svg
   --help             print this`;
 
 async function main(): Promise<void> {

@@ -5,9 +5,10 @@ import { delay } from "@std/async";
 import process from "node:process";
 import { serve } from "websockets";
 import { allTables, cpuTime } from "./bench.ts";
-import { copiesOf } from "./bench_servers.ts";
-import { type Figures, figuresOf, percentile, picture, rowsOf, table } from "./bench_tables.ts";
-import { Script, test } from "./helpers.ts";
+import { copiesOf } from "./servers.ts";
+import { type Figures, figuresOf, percentile, picture, rowsOf, table } from "./tables.ts";
+import { test } from "../needs.ts";
+import { Script } from "../programs.ts";
 import { BULK, connectAll, disconnect, load, type LoadOptions, Outcome, stall } from "./loads.ts";
 
 type Data = string | ArrayBuffer;
@@ -261,7 +262,7 @@ Deno.test("the picture has a line for each case, and a dot for each server besid
 });
 
 test({ needs: "run" }, "the bench measures every table", async () => {
-  await using bench = new Script("tests/bench.ts", ["--quick"], ["--allow-all"]);
+  await using bench = new Script("tests/bench/bench.ts", ["--quick"], ["--allow-all"]);
   let lines = 0;
   for (const [title, { servers }] of Object.entries(allTables())) {
     if (servers.length === 0) continue;

@@ -2,7 +2,7 @@
 // with its name. What an answer says, and which clock it reads, is the same as in server.ts.
 
 import { type Connection, type Message, print, serve, silence } from "websockets";
-import { now } from "../server.ts";
+import { now } from "../../server.ts";
 
 type Handler = (socket: WebSocket) => unknown;
 

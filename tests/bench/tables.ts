@@ -100,7 +100,7 @@ const [LINE, LETTER, LEFT, UNIT] = [20, 7, 440, 260];
 /** The ratio at the right end, where all that is better is drawn as well. */
 const BEST = 1.5;
 
-/** The cases in bench.md that have a bare server, and the speed of each other as a ratio to it. */
+/** The cases in README.md that have a bare server, and the speed of each other as a ratio to it. */
 function* casesIn(markdown: string) {
   for (const [title, ...lines] of markdown.split(/^### /m).map((section) => section.split("\n"))) {
     const [headings = [], , ...rows] = lines.filter((line) => line.startsWith("|"))
@@ -117,7 +117,7 @@ function* casesIn(markdown: string) {
   }
 }
 
-/** Draws how fast the servers in the tables of bench.md are, beside those that are bare. */
+/** Draws how fast the servers in the tables of README.md are, beside those that are bare. */
 export function picture(markdown: string): string {
   const cases = [...casesIn(markdown)];
   const servers = [...new Set(cases.flatMap(({ ratios }) => ratios.map(([server]) => server)))];

@@ -5,7 +5,8 @@ import { pooledMap } from "@std/async";
 import { Buffer } from "node:buffer";
 import process from "node:process";
 import { setImmediate } from "node:timers/promises";
-import { frame, RawClient, TestClient, within } from "./helpers.ts";
+import { TestClient, within } from "../helpers.ts";
+import { frame, RawClient } from "../raw.ts";
 
 /** Bytes from which on a message is bulk: it is binary, and is counted in megabytes. */
 export const BULK = 64 * 1024;

@@ -8,7 +8,7 @@
 
 import { isUtf8 } from "node:buffer";
 import { parseArgs } from "node:util";
-import { BEARER, type Connection, type Message, print, Relay, requireToken } from "websockets";
+import { type Connection, type Message, print, Relay, requireToken } from "websockets";
 import { log, runScript, runServer, SERVER_FLAGS, SERVER_USAGE } from "websockets";
 import page from "./client.html" with { type: "text" };
 
@@ -50,11 +50,16 @@ function tell(event: string, name: string) {
   log(`${event}${name && ` (room ${name})`}, ${rooms.get(name)?.size ?? 0} connected.`);
 }
 
-/** Says the text of a push, unless the server has given up waiting for it. */
-export async function push(request: Request, { completed }: Deno.ServeHandlerInfo) {
+/** Refuses a room that can't be, and takes the text of a push. */
+export function push(request: Request, info: Deno.ServeHandlerInfo) {
   const name = roomOf(request);
   if (name === undefined) return new Response("One room, 1 to 100 characters.\n", { status: 400 });
-  if (request.method !== "POST" || new URL(request.url).pathname !== "/") return;
+  const isPush = request.method === "POST" && new URL(request.url).pathname === "/";
+  return isPush ? sayBody(name, request, info) : undefined;
+}
+
+/** Says the text of a push, unless the server has given up waiting for it. */
+async function sayBody(name: string, request: Request, { completed }: Deno.ServeHandlerInfo) {
   const body = await Promise.race([request.bytes(), completed]).catch(() => {});
   if (!body) return new Response("The push did not arrive whole.\n", { status: 503 });
   if (!isUtf8(body)) return new Response("A push is text in UTF-8.\n", { status: 400 });
@@ -84,15 +89,14 @@ if (import.meta.main) {
       "token-file": { type: "string" },
     } as const;
     const { nats: url, subject, "token-file": file, ...flags } = parseArgs({ options }).values;
-    const refuse = file !== undefined && requireToken(Deno.readTextFileSync(file).trim(), log);
+    const refuse = file !== undefined && requireToken(Deno.readTextFileSync(file).trim());
     const receive = (name: string, message: Message) => broadcast(rooms.get(name) ?? [], message);
     if (url !== undefined) relay = await Relay.connect({ url, subject, receive, log });
     const server = runServer("Broadcast server", handler, flags, {
       port: 9998,
       page,
-      subprotocols: [BEARER],
       maxMessage: relay?.maxMessage,
-      request: (request, info) => refuse && refuse(request) || push(request, info),
+      processRequest: (request, info) => refuse && refuse(request) || push(request, info),
       release: () => relay?.close(),
     });
     if (relay) relay.server = server;

@@ -4,10 +4,10 @@
 //   Data received as "Hello, I am Deno.".  time: 2026-11-23 09:24:14.787357
 //   … one line a second, 39 in all
 
-import { deadline, delay } from "@std/async";
+import { delay } from "@std/async";
 import { parseArgs } from "node:util";
-import { connect, interruption, milliseconds, printMessage, runScript } from "websockets";
-import { usageError, whileAway, wholeNumber } from "websockets";
+import { connect, errorLog, interruption, milliseconds, printMessage } from "websockets";
+import { runScript, usageError, whileAway, wholeNumber } from "websockets";
 
 /** Milliseconds that the server may take for an answer. */
 const ANSWER_TIMEOUT = 10_000;
@@ -16,7 +16,7 @@ const ANSWER_TIMEOUT = 10_000;
 export async function round(url: string, message: string, signal?: AbortSignal) {
   await using websocket = await connect(url, { signal });
   await websocket.send(message);
-  return await deadline(websocket.receive(), ANSWER_TIMEOUT, { signal });
+  return await websocket.receive({ signal: AbortSignal.timeout(ANSWER_TIMEOUT) });
 }
 
 const USAGE = `Usage: deno run --allow-net client.ts [flags] [URL]
@@ -44,7 +44,8 @@ if (import.meta.main) {
     for (let rounds = 0; rounds < count; rounds++) {
       if (rounds > 0) await delay(interval, { signal });
       // A server that is restarted costs a pause and no round.
-      printMessage(await whileAway(() => round(url, values.message, signal), { signal }));
+      const ask = () => round(url, values.message, signal);
+      printMessage(await whileAway(ask, { signal, log: errorLog }));
     }
     Deno.exit(0);
   });

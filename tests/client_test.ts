@@ -42,6 +42,7 @@ test(
       using connection = await server.accept();
       await connection.write(await switchProtocols(connection));
       if (connections % 2) continue;
+      await connection.read(new Uint8Array(4_096));
       await connection.write(new Uint8Array([0x81, 2, 72, 105, 0x88, 2, 0x03, 0xe8]));
       while (await connection.read(new Uint8Array(4_096)).catch(() => null) !== null);
     }

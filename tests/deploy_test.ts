@@ -327,8 +327,8 @@ testWith(
     using old = await RawClient.open(Number(new URL(server.url).port), request);
     assertMatch(await old.head(), /^HTTP\/1\.1 401 /);
     assertMatch(new TextDecoder().decode(await old.read()), /send Authorization: Bearer TOKEN/);
-    await server.prints(/without the right token/);
-    await retry(() => assertMatch(told("/v1/logs"), /without the right token/), SOON);
+    await server.errors.next((line) => line.includes("answered 401"), "the refusal");
+    await retry(() => assertMatch(told("/v1/logs"), /answered 401/), SOON);
     for (const text of [told("/v1/logs"), ...server.lines.all, ...server.errors.all]) {
       assertNoToken(text);
     }

@@ -110,7 +110,7 @@ async function echo(websocket: Connection) {
 /** Serves the page beside what a handler does. */
 function servePage(handler: Handler = echo, options: ServeOptions = {}) {
   const server = startServer(handler, {
-    request: ({ headers }) => headers.get("upgrade") === null ? pageResponse() : undefined,
+    processRequest: ({ headers }) => headers.get("upgrade") === null ? pageResponse() : undefined,
     ...options,
   });
   return Object.assign(server, { http: `${server.url.replace("ws", "http")}/` });

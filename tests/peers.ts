@@ -16,11 +16,11 @@ export function listen(events: Inbox<string>): Handler {
 
 function answering(answer: (message: Message) => Message | void, events: Inbox<string>): Handler {
   return async (websocket) => {
+    websocket.closed.then(({ code }) => events.put(`closed with ${code}`));
     for await (const message of websocket) {
       const reply = answer(message);
       if (reply !== undefined) websocket.send(reply);
     }
-    events.put(`closed with ${(await websocket.closed).code}`);
   };
 }
 

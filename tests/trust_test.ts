@@ -273,12 +273,12 @@ test(
 
 test({ needs: "net" }, "one connection brings a GET, a POST and then a handshake", async () => {
   const heard = new Inbox<string>();
-  const request: ServeOptions["request"] = async ({ method, headers, body }) => {
+  const processRequest: ServeOptions["processRequest"] = async ({ method, headers, body }) => {
     if (!headers.has("upgrade")) {
       return new Response(`${method} ${await new Response(body).text()}.`);
     }
   };
-  await using server = startServer(listen(heard), { request });
+  await using server = startServer(listen(heard), { processRequest });
   using client = await RawClient.open(server.port);
   const get = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
   const post = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody";
@@ -359,8 +359,8 @@ test(
   async () => {
     const closed = new Inbox<number>();
     const watched: Handler = async (websocket) => {
+      websocket.closed.then(({ code }) => closed.put(code));
       await handler(websocket);
-      closed.put((await websocket.closed).code);
     };
     await using server = startServer(watched, { idleTimeout: 0.8 });
     using dead = await RawClient.upgraded(server.port);
@@ -370,12 +370,12 @@ test(
       assertEquals(await idle.read(), new Uint8Array([0x80 | PING, 0]));
       await idle.write(frame(PONG));
     }
-    assertEquals(await closed.next(), 1001);
+    assertEquals(await closed.next(), 1006);
     // The runtime reports it once more when it is gone.
     dead.connection.close();
     await idle.write(frame(CLOSE));
     await closed.next((code) => code === 1005, "the end of the other one");
-    assertEquals(closed.all, [1001, 1005]);
+    assertEquals(closed.all, [1006, 1005]);
   },
 );
 
@@ -433,7 +433,10 @@ test(
     assertEquals(await urgent.end(), 1, "A second signal ends it at once.");
     assertEquals(urgent.errors.all, []);
     assertEquals(await patient.end(), 0);
-    assertMatch(patient.errors.all.join("\n"), /^Stopped before every client /);
+    assertMatch(
+      patient.errors.all.join("\n"),
+      /^Stopped .* returned: 0, .* waiting for them: 1\.$/,
+    );
     for (const { client } of [patient, urgent]) client[Symbol.dispose]();
   },
 );
@@ -594,8 +597,12 @@ test(
   { needs: "net" },
   "pages that are let in may push and read the answer, others may not",
   async () => {
-    const request = () => new Response("heard", { status: 202, headers: { Vary: "Accept" } });
-    await using server = startServer(handler, { origins: ["https://friend.example"], request });
+    const processRequest = () =>
+      new Response("heard", { status: 202, headers: { Vary: "Accept" } });
+    await using server = startServer(handler, {
+      origins: ["https://friend.example"],
+      processRequest,
+    });
     const url = `http://localhost:${server.port}/`;
     const ask = async (method: string, origin: string, headers = {}) => {
       const response = await fetch(url, { method, headers: { ...headers, Origin: origin } });
@@ -636,7 +643,7 @@ test(
       await gate.promise;
     };
     const server = startServer(slow, {
-      request: ({ headers }) => headers.has("upgrade") ? undefined : new Response("fine"),
+      processRequest: ({ headers }) => headers.has("upgrade") ? undefined : new Response("fine"),
     });
     await using client = await TestClient.open(server.url);
     const page = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";

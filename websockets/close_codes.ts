@@ -1,7 +1,14 @@
 // What the codes of a Close frame mean, and which of them may be sent.
 
 import { printable } from "./lines.ts";
-import type { Close } from "./outbox.ts";
+
+/** How a connection was closed (RFC 6455 section 7.4). */
+export interface Close {
+  /** Such as 1000, or 1006 if the connection broke. */
+  code: number;
+  /** A text for people, or "". */
+  reason: string;
+}
 
 /** Close codes (RFC 6455 section 7.4.1 and IANA's registry), as Python names them. */
 const CLOSE_CODES: Record<number, string> = {
@@ -31,9 +38,22 @@ export function describeEnd(close: Close): string {
   return `Connection closed: ${describeClose(close)}.`.replace(/([.!?…])\.$/, "$1");
 }
 
+/** Whether this is an end that both sides meant, as in Python: 1000, 1001 or no code. */
+export function isNormal({ code }: Close): boolean {
+  return [1000, 1001, 1005].includes(code);
+}
+
 /** Whether another connection may last after this one. */
 export function isLost({ code }: Close): boolean {
   return [1001, 1006, 1012, 1013].includes(code);
+}
+
+/** Whether a code may be sent. The runtime lets a client send fewer of them than a server. */
+export function isSendable(code: number, isClient: boolean): boolean {
+  const ranges = isClient
+    ? [[1000, 1000], [3000, 4999]]
+    : [[1000, 1003], [1007, 1014], [3000, 4999]];
+  return Number.isInteger(code) && ranges.some(([least, most]) => least <= code && code <= most);
 }
 
 /**
@@ -42,12 +62,6 @@ export function isLost({ code }: Close): boolean {
  * @throws {RangeError} if it may not.
  */
 export function sendableCode(code: number, isClient: boolean): number {
-  // The runtime lets a client send no other.
-  const ranges = isClient
-    ? [[1000, 1000], [3000, 4999]]
-    : [[1000, 1003], [1007, 1014], [3000, 4999]];
-  const isSendable = Number.isInteger(code) &&
-    ranges.some(([least, most]) => least <= code && code <= most);
-  if (isSendable) return code;
+  if (isSendable(code, isClient)) return code;
   throw new RangeError(`The close code ${code} may not be sent: use 1000, or 3000 to 4999.`);
 }

@@ -1,21 +1,18 @@
 // The other end: `connect`, as `websockets.connect` in Python.
 
-import { deadline, delay } from "@std/async";
-import { isLost } from "./close_codes.ts";
-import { Connection, ConnectionClosed } from "./connection.ts";
-import { checkUrl, ConnectionFailed, explain } from "./failures.ts";
-import { type Close, Outbox } from "./outbox.ts";
+import { deadline } from "@std/async";
+import type { Close } from "./close_codes.ts";
+import { Connection } from "./connection.ts";
+import { checkUrl, explain } from "./failures.ts";
+import type { Log } from "./lines.ts";
+import { Outbox } from "./outbox.ts";
+import { connections } from "./reconnect.ts";
 import { Waiting } from "./waiting.ts";
 
 /** Milliseconds that a server gets for the handshake, and to take what it is sent. */
 export const HANDSHAKE_TIMEOUT = 10_000;
 /** Milliseconds that a server gets to answer a Close frame: one that was lost never answers. */
 const CLOSE_TIMEOUT = 2_000;
-/** Milliseconds for which `whileAway` tries again: a restart takes less. */
-const PATIENCE = 10_000;
-/** Milliseconds of its first pause, at the most. Each next one may be twice as long. */
-const PAUSE = 100;
-
 /** How to connect. */
 export interface ConnectOptions {
   /** Headers to send with the handshake. */
@@ -29,26 +26,47 @@ export interface ConnectOptions {
   timeout?: number;
   /** Closes the connection, or gives up the handshake, when it aborts. */
   signal?: AbortSignal;
+  /** Told when a loop over connections has waited for the server for a second. */
+  log?: Log;
 }
+
+/** A connection that is being made: await it, or loop over it for a client that stays. */
+export type Connecting = Promise<Connection> & AsyncIterable<Connection, undefined>;
 
 /**
  * Connects to a server. `await using websocket = await connect(url);` closes the connection with
  * 1000 at the end of the block, as `async with` does in Python.
  *
- * @param url Where the server is. Credentials in it are sent as HTTP Basic authentication.
- * @throws {ConnectionFailed} if the server is away, or refuses the handshake.
+ * `for await (const websocket of connect(url))` stays connected, as `async for` does: each turn of the
+ * loop has a new connection, however the last one ended, and `break` ends it. What goes wrong in the
+ * body leaves the loop, so catch `ConnectionClosed` there.
+ *
+ * @param url Where the server is, or a function that tells it before each attempt. Credentials in it
+ * are sent as HTTP Basic authentication.
+ * @throws {ConnectionFailed} if the server is away, or refuses the handshake. A loop throws it only
+ * where another attempt would fail too.
  * @throws {DOMException} `SyntaxError` for a URL or a subprotocol that can't be.
  */
-export async function connect(
+export function connect(
+  url: string | URL | (() => string | URL),
+  options: ConnectOptions = {},
+): Connecting {
+  const attempt = async () => await open(typeof url === "function" ? url() : url, options);
+  const first = attempt();
+  const loop = () => connections(first, attempt, options);
+  return Object.assign(first, { [Symbol.asyncIterator]: loop });
+}
+
+async function open(
   url: string | URL,
-  { headers, subprotocols = [], timeout = HANDSHAKE_TIMEOUT, signal }: ConnectOptions = {},
+  { headers, subprotocols = [], timeout = HANDSHAKE_TIMEOUT, signal }: ConnectOptions,
 ): Promise<Connection> {
   signal?.throwIfAborted();
   checkUrl(`${url}`);
   const socket = new WebSocket(url, { headers, protocols: subprotocols });
   // A server may send a message, or close, as soon as the handshake is done.
   const outbox = new ServerOutbox(socket, new Waiting(Infinity, timeout));
-  const options = { maxMessage: Infinity, readsToTheEnd: true };
+  const options = { maxMessage: Infinity, isClient: true };
   const websocket = new Connection(outbox, options, new URL(url).hostname);
   const opened = new Promise<void>((resolve, reject) => {
     socket.addEventListener("open", () => resolve());
@@ -84,36 +102,6 @@ class ServerOutbox extends Outbox {
     if (this.closing) return super.giveUp();
     // The Close frame is sent if the server reads again.
     this.close({ code: 1000, reason: "" });
-    this.onDrop?.({ code: 1006, reason: "The server took nothing for too long." });
-  }
-}
-
-/**
- * Runs what needs a server, and runs it again while the server is away, for 10 seconds unless
- * `patience` says otherwise. Chance decides how long each pause is, because otherwise all clients
- * of a server that restarts would return at once.
- *
- * @throws what `run` throws last.
- */
-export async function whileAway<Result>(
-  run: () => Promise<Result>,
-  { patience = PATIENCE, pause = PAUSE, signal }: {
-    patience?: number;
-    pause?: number;
-    signal?: AbortSignal;
-  } = {},
-): Promise<Result> {
-  const end = performance.now() + patience;
-  for (let longest = pause;; longest = Math.min(2 * longest, 16 * pause)) {
-    try {
-      return await run();
-    } catch (error) {
-      signal?.throwIfAborted();
-      const isAway = error instanceof ConnectionClosed
-        ? isLost(error)
-        : error instanceof ConnectionFailed && error.isPassing;
-      if (!isAway || performance.now() >= end) throw error;
-    }
-    await delay(Math.random() * longest, { signal });
+    this.onLoss?.({ code: 1006, reason: "The server took nothing for too long." }, false);
   }
 }

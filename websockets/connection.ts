@@ -1,19 +1,19 @@
 // A connection, as a handler and a client see it: what arrives is read with `for await`.
 
-import { describeClose, sendableCode } from "./close_codes.ts";
-import type { Close, Outbox } from "./outbox.ts";
+import { type Close, describeClose, isNormal, sendableCode } from "./close_codes.ts";
+import { Inbox, type Message } from "./inbox.ts";
 import type { Log } from "./lines.ts";
-import { bytesOf, type Sendable } from "./sendable.ts";
+import type { Outbox } from "./outbox.ts";
+import type { Sendable } from "./sendable.ts";
 
 /** Bytes that RFC 6455 section 5.5.1 leaves for the reason in a Close frame. */
 const MAX_REASON = 123;
-/** Bytes that a message takes while it waits to be read, beside its content. */
-const UNREAD_COST = 200;
 
-/** What arrives: a text, or the bytes of a binary message. */
-export type Message = string | ArrayBuffer;
-
-/** Thrown by `receive` when the connection is closed, as in Python. */
+/**
+ * The connection is closed, or closing: as in Python, `receive` and `send` throw it, and the loop
+ * does so after every end that is not a normal one. A handler that throws one of its own closes the
+ * connection with its code.
+ */
 export class ConnectionClosed extends Error implements Close {
   /** The name of this class. */
   override readonly name = "ConnectionClosed";
@@ -23,7 +23,7 @@ export class ConnectionClosed extends Error implements Close {
   readonly reason: string;
 
   /** Makes an error of how a connection was closed. */
-  constructor({ code, reason }: Close) {
+  constructor({ code, reason = "" }: { code: number; reason?: string }) {
     super(`The connection is closed: ${describeClose({ code, reason })}`);
     this.code = code;
     this.reason = reason;
@@ -34,8 +34,8 @@ export class ConnectionClosed extends Error implements Close {
 export interface ConnectionOptions {
   /** Bytes of the largest message that is taken. */
   maxMessage: number;
-  /** Whether to read on while it closes, until the other end has closed as well. */
-  readsToTheEnd: boolean;
+  /** Whether this is the client's end: it reads on while it closes, until the server has closed. */
+  isClient: boolean;
   /** Told why this side has given the other one up. */
   log?: Log;
 }
@@ -44,16 +44,13 @@ export interface ConnectionOptions {
 export class Connection implements AsyncIterable<Message, undefined>, AsyncDisposable {
   /** How the connection was closed, as soon as it is. This promise never rejects. */
   readonly closed: Promise<Close>;
+  readonly #resolveClosed: (close: Close) => void;
   readonly #outbox: Outbox;
+  readonly #inbox: Inbox;
   readonly #options: ConnectionOptions;
-  /** What has arrived and was not read yet. */
-  #arrived: Message[] = [];
-  /** What has arrived before that, with the oldest at the end: an array is slow to lose its first. */
-  #unread: Message[] = [];
-  /** Set when nothing more arrives. */
-  #end?: Close;
-  #reader?: (result: IteratorResult<Message, undefined>) => void;
-  readonly #resolve: (close: Close) => void;
+  /** Why nothing can be sent any more. */
+  #end?: ConnectionClosed;
+  #abort?: AbortController;
 
   /** The IP address of the client, or the host of the server. */
   readonly remoteAddress: string;
@@ -70,10 +67,11 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
     this.#options = options;
     this.remoteAddress = remoteAddress;
     this.#subprotocol = subprotocol;
+    this.#inbox = new Inbox(outbox);
     const { promise, resolve } = Promise.withResolvers<Close>();
     this.closed = promise;
-    this.#resolve = resolve;
-    outbox.onDrop = (close) => this.#drop(close);
+    this.#resolveClosed = resolve;
+    outbox.onLoss = (close, isDropped) => this.#giveUp(close, isDropped);
     outbox.socket.binaryType = "arraybuffer";
     // Listeners take half a KiB less for each client than `onmessage` and the like.
     outbox.socket.addEventListener("message", ({ data }) => this.#arrive(data));
@@ -86,29 +84,54 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   }
 
   /**
-   * The next message, in the order in which they were sent.
-   *
-   * @throws {ConnectionClosed} when the connection is closed, and all that came before is read.
-   * @throws {Error} if another call is waiting for the next message already.
+   * Aborts as soon as `send` begins to reject, with the same `ConnectionClosed` as its reason: for
+   * timers, requests and writers beside the loop. What has arrived may still be read.
    */
-  async receive(): Promise<Message> {
-    const { done, value } = await this.#next();
-    if (!done) return value;
-    throw new ConnectionClosed(this.#end ?? { code: 1006, reason: "" });
-  }
-
-  /** Reads one message after the other, and ends when the connection is closed. */
-  [Symbol.asyncIterator](): AsyncIterator<Message, undefined> {
-    return { next: () => this.#next() };
+  get signal(): AbortSignal {
+    this.#abort ??= new AbortController();
+    if (this.#end) this.#abort.abort(this.#end);
+    return this.#abort.signal;
   }
 
   /**
-   * Sends a text or binary message. Messages arrive in the order in which they were sent. What is
-   * sent when the connection is closed is thrown away.
+   * The next message, in the order in which they were sent. A rejection that nobody awaits harms
+   * nobody.
+   *
+   * @param options.signal Gives this call up when it aborts. No message is lost: the next call gets it.
+   * @throws {ConnectionClosed} when the connection is closed, and all that came before is read.
+   * @throws {Error} if another call is waiting for the next message already.
+   * @throws the reason of `signal`.
+   */
+  receive({ signal }: { signal?: AbortSignal } = {}): Promise<Message> {
+    if (this.#inbox.isAwaited) return Promise.reject(anotherWaits());
+    return handled(this.#receive(signal));
+  }
+
+  /**
+   * Reads one message after the other. It ends when the connection was closed with 1000, 1001 or
+   * without a code, and throws `ConnectionClosed` after every other end.
+   */
+  [Symbol.asyncIterator](): AsyncIterator<Message, undefined> {
+    let read: ReturnType<Inbox["next"]> | undefined;
+    return {
+      next: () => {
+        if (this.#inbox.isAwaited) return Promise.reject(anotherWaits());
+        return read = this.#inbox.next();
+      },
+      return: () => {
+        this.#inbox.withdraw(read);
+        return Promise.resolve({ done: true, value: undefined });
+      },
+    };
+  }
+
+  /**
+   * Sends a text or binary message. Messages arrive in the order in which they were sent.
    *
    * @returns Done when the runtime has taken all that was sent. A handler that waits for it sends at
    * the pace of the reader. A broadcast does not wait, and leaves slow readers to the limits of the
-   * server. It never rejects.
+   * server. It rejects with `ConnectionClosed` when the connection is closed or closing; a rejection
+   * that nobody awaits harms nobody.
    * @throws {TypeError} if `message` is neither a string, nor an ArrayBuffer, nor a view of one.
    */
   send(message: Sendable): Promise<void> {
@@ -119,8 +142,9 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   }
 
   /**
-   * Closes the connection as soon as all is taken that was sent before. A server does not read any
-   * more from whom it closes; a client reads on until the server has closed as well.
+   * Closes the connection as soon as all is taken that was sent before. From now on `send` rejects.
+   * A server forgets what it has not read from whom it closes; a client reads on until the server has
+   * closed as well.
    *
    * @param code 1000, or another code that may be sent (RFC 6455 section 7.4).
    * @param reason A text for people. It is cut to 123 bytes.
@@ -128,11 +152,12 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
    * @throws {RangeError} if the code may not be sent.
    */
   close(code = 1000, reason = ""): Promise<Close> {
-    const isClient = this.#options.readsToTheEnd;
+    const { isClient } = this.#options;
     const close = { code: sendableCode(code, isClient), reason: cutReason(reason) };
+    this.#stopSending(close);
     if (!isClient) {
-      this.#discard();
-      this.#stop(close);
+      this.#inbox.discard();
+      this.#stopReading(close);
     }
     this.#outbox.close(close);
     return this.closed;
@@ -143,65 +168,75 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
     await this.close();
   }
 
+  async #receive(signal?: AbortSignal): Promise<Message> {
+    signal?.throwIfAborted();
+    const read = this.#inbox.next();
+    const giveUp = () => this.#inbox.withdraw(read);
+    signal?.addEventListener("abort", giveUp);
+    try {
+      const { done, value } = await read;
+      if (!done) return value;
+    } finally {
+      signal?.removeEventListener("abort", giveUp);
+    }
+    signal?.throwIfAborted();
+    throw this.#end;
+  }
+
   #arrive(message: Message) {
-    if (this.#end) return;
+    if (this.#inbox.isEnded) return;
     const { maxMessage } = this.#options;
     if (isLarger(message, maxMessage)) {
       const close = { code: 1009, reason: `Larger than ${maxMessage} bytes.` };
-      this.#stop(close);
+      this.#stopSending(close);
+      this.#stopReading(close);
       return this.#outbox.close(close);
     }
-    if (this.#outbox.isEager) this.#outbox.handOver();
-    const reader = this.#reader;
-    this.#reader = undefined;
-    if (reader) return reader({ done: false, value: message });
-    this.#arrived.push(message);
-    this.#outbox.countUnread(bytesOf(message) + UNREAD_COST);
-    this.#outbox.waiting.relieve();
+    this.#outbox.hear();
+    this.#inbox.put(message);
   }
 
-  #next(): Promise<IteratorResult<Message, undefined>> {
-    if (this.#unread.length === 0 && this.#arrived.length > 0) {
-      this.#unread = this.#arrived.reverse();
-      this.#arrived = [];
-    }
-    const value = this.#unread.pop();
-    if (value !== undefined) {
-      this.#outbox.countUnread(-bytesOf(value) - UNREAD_COST);
-      return Promise.resolve({ done: false, value });
-    }
-    if (this.#end) return Promise.resolve({ done: true, value: undefined });
-    if (this.#reader) throw new Error("Another call waits for the next message already.");
-    return new Promise((resolve) => this.#reader = resolve);
-  }
-
-  #drop(close: Close) {
-    this.#finish(close, false);
+  #giveUp(close: Close, isDropped: boolean) {
+    // What a client has sent that is dropped is freed. What a lost one has sent is still read.
+    if (isDropped) this.#inbox.discard();
+    this.#finish(close, true);
     const line = `Dropped a client. ${close.reason || "It did not answer the Close frame."}`;
     // A log may send something, and that must not change which client is dropped next.
     queueMicrotask(() => this.#options.log?.(line));
   }
 
-  #finish({ code, reason }: Close, isWhole: boolean) {
-    const close = { code: code || 1006, reason };
-    // What arrived before a Close frame is still read. A client that broke off is past that.
-    if (!isWhole) this.#discard();
-    this.#stop(close);
+  #finish({ code, reason }: Close, wasClean: boolean) {
+    // A client that has not answered a ping has 1001 in the runtime, and its end was not clean.
+    const close = { code: wasClean ? code : 1006, reason };
+    this.#stopSending(close);
+    this.#stopReading(close);
     this.#outbox.end(close);
-    this.#resolve(close);
+    this.#resolveClosed(close);
   }
 
-  #discard() {
-    this.#arrived = [];
-    this.#unread = [];
-    this.#outbox.countUnread(-this.#outbox.unread);
+  #stopSending(close: Close) {
+    if (this.#end) return;
+    this.#end = new ConnectionClosed(close);
+    this.#outbox.refuse(handled(Promise.reject(this.#end)));
+    this.#abort?.abort(this.#end);
   }
 
-  #stop(close: Close) {
-    this.#end ??= close;
-    this.#reader?.({ done: true, value: undefined });
-    this.#reader = undefined;
+  #stopReading(close: Close) {
+    if (this.#inbox.isEnded) return;
+    // The end of a client's own `close` is what the server has answered.
+    if (this.#end?.code !== close.code) this.#end = new ConnectionClosed(close);
+    this.#inbox.end(isNormal(close) ? undefined : this.#end);
   }
+}
+
+/** Marks a promise, so that the process goes on if it rejects and nobody awaits it. */
+function handled<Promised extends Promise<unknown>>(promise: Promised): Promised {
+  promise.catch(() => {});
+  return promise;
+}
+
+function anotherWaits(): Error {
+  return new Error("Another call waits for the next message already: await that one first.");
 }
 
 /** Whether a message has more than `limit` bytes. Text is encoded only where that is in doubt. */

@@ -12,9 +12,20 @@ export class ConnectionFailed extends Error {
   /** The name of this class. */
   override readonly name = "ConnectionFailed";
 
-  /** Makes an error, which says whether another try may succeed: the server may only be away. */
-  constructor(message: string, readonly isPassing: boolean) {
+  /** The status of the answer (RFC 9110 section 15), if there was one: 401, 503 and the like. */
+  readonly status?: number;
+  /** Whether another try may succeed: the server may only be away. */
+  readonly isPassing: boolean;
+  /** Whether the name of the host is not known, which passes where it was known before. */
+  readonly isHostUnknown: boolean;
+
+  /** Makes an error of what the runtime says. */
+  constructor(message: string, reason: string, isPassing: boolean) {
     super(message);
+    this.isPassing = isPassing;
+    this.isHostUnknown = reason.startsWith("dns ");
+    const [, status] = reason.match(/status code:? (\d{3})\b/i) ?? [];
+    if (status !== undefined) this.status = Number(status);
   }
 }
 
@@ -64,7 +75,7 @@ export async function explain(url: string, { name, message }: Error): Promise<Co
   if (isAmbiguous(url)) advice = advice ? `${advice}; ${ENCODE}` : ENCODE;
   else advice = advice.replace("HOST", new URL(url).hostname);
   const failure = `No connection to ${withoutSecrets(url)} (${reason})${advice && `: ${advice}`}`;
-  return new ConnectionFailed(printable(failure, Infinity), isPassing);
+  return new ConnectionFailed(printable(failure, Infinity), reason, isPassing);
 }
 
 /** Says where the server redirects to. Deno's WebSocket does not tell it. */

@@ -1,7 +1,6 @@
 // Who may come in: RFC 6455, the origin of a page, the subprotocol, the size of a body, the token.
 
 import { createHash, timingSafeEqual } from "node:crypto";
-import type { Log } from "./lines.ts";
 
 /** The origins of pages that this machine serves. */
 const LOOPBACK = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$/;
@@ -59,7 +58,7 @@ export function isKnownOrigin(origin: string | null, origins: string[]): boolean
 /** The first of the server's subprotocols that the client offers (RFC 6455 section 4.2.2). */
 export function selectSubprotocol({ headers }: Request, subprotocols: string[]): string {
   const offered = headers.get("sec-websocket-protocol")?.split(",").map((each) => each.trim());
-  return subprotocols.find((each) => offered?.includes(each)) ?? "";
+  return [...subprotocols, BEARER].find((each) => offered?.includes(each)) ?? "";
 }
 
 /** Whether a request has a body. The runtime shows one for every request, so the method tells. */
@@ -68,15 +67,17 @@ export function mayHaveBody({ method }: Request): boolean {
 }
 
 /**
- * Refuses a body of unknown or too large a size, so that a handler may read every body whole. With
- * neither of the two headers there is no body (RFC 9112 section 6.3).
+ * Refuses a body of which is known that it is too large, or is not known where it ends: without
+ * Content-Length, HTTP/1.1 has Transfer-Encoding or no body (RFC 9112 section 6.3). A body of HTTP/2
+ * may come without its length, and is counted while it arrives.
  */
 export function refuseBody({ headers }: Request, limit: number): Response | undefined {
   if (headers.get("transfer-encoding") !== null) {
     return refuse(411, "The request needs a Content-Length.");
   }
-  const length = Number(headers.get("content-length") ?? 0);
-  if (length > limit) return refuse(413, `Larger than ${limit} bytes.`);
+  const length = headers.get("content-length") ?? "0";
+  if (!/^\d+$/.test(length)) return refuse(400, "Content-Length must be one whole number.");
+  if (Number(length) > limit) return refuse(413, `Larger than ${limit} bytes.`);
 }
 
 /** Whether a browser asks if a page may make a request (https://fetch.spec.whatwg.org). */
@@ -101,18 +102,18 @@ export function makeReadable(response: Response, origin: string | undefined): Re
   return readable;
 }
 
-/** The subprotocol with which a page brings a token: it can't set a header. */
-export const BEARER = "bearer";
+/** The subprotocol with which a page brings a token: it can't set a header. Each server selects it. */
+const BEARER = "bearer";
 
 /**
- * A `request` for `serve` that lets in the clients that know the token. Handshakes and pushes need it
- * as `Authorization: Bearer TOKEN`. A page offers the subprotocols `bearer` and the token in
- * base64url instead, of which the server selects `bearer`. A token is never in a URL, because URLs
- * are logged. The page itself needs none.
+ * A `processRequest` for `serve` that lets in the clients that know the token. Handshakes and pushes
+ * need it as `Authorization: Bearer TOKEN`. A page offers the subprotocols `bearer` and the token in
+ * base64url instead, behind others that it may speak. A token is never in a URL, because URLs are
+ * logged. The page itself needs none.
  *
  * @throws {Error} if `token` can't be sent in a header (RFC 6750 section 2.1).
  */
-export function requireToken(token: string, log: Log): (request: Request) => Response | undefined {
+export function requireToken(token: string): (request: Request) => Response | undefined {
   if (!/^[A-Za-z0-9._~+/-]+=*$/.test(token)) {
     throw new Error("A token has letters, digits and -._~+/ alone, and maybe = at its end.");
   }
@@ -122,7 +123,6 @@ export function requireToken(token: string, log: Log): (request: Request) => Res
     if (!isHandshake(request) && !mayHaveBody(request)) return;
     // The comparison takes as long for a token that is nearly right.
     if (timingSafeEqual(digest(givenToken(request)), expected)) return;
-    log("Refused a client without the right token.");
     const text = "The right token is needed: send Authorization: Bearer TOKEN, not ?token=.";
     return refuse(401, text, { "WWW-Authenticate": "Bearer" });
   };
@@ -132,7 +132,8 @@ export function requireToken(token: string, log: Log): (request: Request) => Res
 function givenToken({ headers }: Request): string {
   const authorization = headers.get("authorization");
   if (authorization !== null) return authorization.match(/^bearer +(.*)$/i)?.[1] ?? "";
-  const [, encoded] = headers.get("sec-websocket-protocol")?.match(/^bearer, ?([\w-]+)$/) ?? [];
+  const offered = headers.get("sec-websocket-protocol") ?? "";
+  const [, encoded] = offered.match(/(?:^|,\s*)bearer,\s*([\w-]+)$/) ?? [];
   try {
     const bytes = Uint8Array.fromBase64(encoded ?? "", { alphabet: "base64url" });
     return new TextDecoder().decode(bytes);

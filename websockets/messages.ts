@@ -1,7 +1,8 @@
 // Messages of the test command and the looping client: how they are printed, and read from a pipe.
 
 import { Buffer, isUtf8 } from "node:buffer";
-import type { Message } from "./connection.ts";
+import { type Connection, ConnectionClosed } from "./connection.ts";
+import type { Message } from "./inbox.ts";
 import { printable } from "./lines.ts";
 
 /** A message as one line that can't harm a terminal: binary is shown in hexadecimal. */
@@ -27,6 +28,15 @@ export function printMessage(message: Message, isRaw = false): void {
 /** Writes to standard output. Unlike `console.log` it throws when nobody reads that any more. */
 export function write(bytes: Uint8Array): void {
   for (let rest = bytes; rest.length > 0;) rest = rest.subarray(Deno.stdout.writeSync(rest));
+}
+
+/** What arrives, until the connection is closed. How it was closed is told elsewhere. */
+export async function* messagesOf(websocket: Connection): AsyncGenerator<Message> {
+  try {
+    yield* websocket;
+  } catch (error) {
+    if (!(error instanceof ConnectionClosed)) throw error;
+  }
 }
 
 /** What ends each message in a pipe. */

@@ -5,15 +5,17 @@
 // `deno run --allow-net websockets ws://localhost:9999` runs its test command. README.md beside
 // this file is the reference. Read connection.ts first, then serve.ts.
 
-export { connect, type ConnectOptions, whileAway } from "./connect.ts";
+export { connect, type Connecting, type ConnectOptions } from "./connect.ts";
+export type { Close } from "./close_codes.ts";
+export { Connection, ConnectionClosed } from "./connection.ts";
 export { ConnectionFailed } from "./failures.ts";
-export { Connection, ConnectionClosed, type Message } from "./connection.ts";
-export { BEARER, requireToken } from "./handshake.ts";
-export { interruption, type Log, log, milliseconds, print, runScript } from "./lines.ts";
+export { requireToken } from "./handshake.ts";
+export type { Message } from "./inbox.ts";
+export { errorLog, interruption, type Log, log, milliseconds, print, runScript } from "./lines.ts";
 export { silence, usageError, wholeNumber } from "./lines.ts";
 export type { RequestInfo, ServeOptions } from "./options.ts";
 export { type Handler, serve, type Server } from "./serve.ts";
-export type { Close } from "./outbox.ts";
+export { type RetryOptions, whileAway } from "./reconnect.ts";
 export type { Sendable } from "./sendable.ts";
 export { type RunOptions, runServer, SERVER_FLAGS, SERVER_USAGE } from "./run_server.ts";
 export type { ServerFlags } from "./run_server.ts";

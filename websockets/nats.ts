@@ -5,7 +5,7 @@
 
 import type { NatsConnection, Subscription } from "@nats-io/transport-node";
 import { abortable, deadline, delay } from "@std/async";
-import type { Message } from "./connection.ts";
+import type { Message } from "./inbox.ts";
 import { unfailing, usageError } from "./lines.ts";
 import { Link, type LinkOptions } from "./nats_link.ts";
 import type { Server } from "./serve.ts";

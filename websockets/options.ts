@@ -34,9 +34,12 @@ export interface ServeOptions {
    * Sees every request that keeps the rules, before it is answered, as `process_request` does in
    * Python. A `Response` refuses a handshake or answers another request; `undefined` lets it go
    * on. It may be async, and has `idleTimeout` for it: `info.completed` is done when nobody waits
-   * for it any longer.
+   * for it any longer. The handler gets the same `Request` of a handshake.
    */
-  request?(request: Request, info: RequestInfo): unknown;
+  processRequest?(
+    request: Request,
+    info: RequestInfo,
+  ): Response | undefined | Promise<Response | undefined>;
   /** Origins that are let in beside loopback: `*` for any, `null` for pages opened from disk. */
   origins?: string[];
   /** The subprotocols that this server speaks: the first that the client offers too is selected. */

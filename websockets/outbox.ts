@@ -1,6 +1,7 @@
 // What waits for one client. The runtime is handed more as soon as the client takes it: on the next
 // `send`, on the next message of the client, and at the latest on a look of the clock.
 
+import type { Close } from "./close_codes.ts";
 import { bytesOf, type Sendable, type WaitingMessage } from "./sendable.ts";
 import type { Waiting } from "./waiting.ts";
 
@@ -10,15 +11,9 @@ const HANDED_COST = 1024;
 const KERNEL = 8 * 1024 ** 2;
 /** Milliseconds without taking anything after which a client is stuck, whatever its timeout. */
 const PATIENCE = 15_000;
+/** Milliseconds in which a handler sends what a message of its client makes it send. */
+const CAUSE_INTERVAL = 2_000;
 const DONE = Promise.resolve();
-
-/** How a connection was closed (RFC 6455 section 7.4). */
-export interface Close {
-  /** Such as 1000, or 1006 if the connection broke. */
-  code: number;
-  /** A text for people, or "". */
-  reason: string;
-}
 
 /** What waits for one client, in the order in which it was sent. */
 export class Outbox {
@@ -35,21 +30,35 @@ export class Outbox {
   /** Bytes that it took while more was waiting. Those that the kernel can have taken don't last. */
   #taken = 0;
   #isEnded = false;
+  /** Done when the runtime was handed all that waits for this client. */
   #drained?: PromiseWithResolvers<void>;
+  /** What `send` returns when nothing can be sent any more. */
+  #refusal?: Promise<never>;
+  /** When the client has last sent something, in milliseconds. */
+  #heardAt = -Infinity;
 
   /** Set as soon as the client is to be closed. It is sent nothing more. */
   closing?: Close;
-  /** Told when this side gives the client up. */
-  onDrop?: (close: Close) => void;
+  /** Told when this side gives the client up: it is dropped, or it does not answer. */
+  onLoss?: (close: Close, isDropped: boolean) => void;
 
   constructor(readonly socket: WebSocket, readonly waiting: Waiting) {
     waiting.clients.add(this);
   }
 
+  /** Whether the connection is open as far as the runtime knows, which may not have told its end yet. */
+  get isOpen(): boolean {
+    return this.socket.readyState === WebSocket.OPEN;
+  }
+
   /** Whether this is to be looked at soon. */
   get isEager(): boolean {
-    const isCloseDue = this.closing !== undefined && this.socket.readyState === WebSocket.OPEN;
-    return this.queue.length > 0 || isCloseDue;
+    return (this.queue.length > 0 || this.closing !== undefined) && this.isOpen;
+  }
+
+  /** Whether what is sent just now is sent because of what the client has just said. */
+  get isCause(): boolean {
+    return this.closing === undefined && performance.now() - this.#heardAt < CAUSE_INTERVAL;
   }
 
   /** Whether the client has to take something, or to answer a Close frame. */
@@ -69,21 +78,39 @@ export class Outbox {
     return this.isStuck || this.#taken === 0 && clients * 2 <= this.waiting.clients.size;
   }
 
-  /** Done when the runtime was handed all that waits for this client, or when the client is gone. */
+  /** Done when the runtime was handed all that waits for this client. Nobody has to await it. */
   send(data: Sendable): Promise<void> {
-    if (this.closing) return DONE;
+    if (this.#refusal) return this.#refusal;
     if (this.queue.length > 0) this.handOver();
-    if (this.queue.length === 0 && this.#fits(bytesOf(data))) {
-      this.#hand(data);
-      return DONE;
+    if (this.isOpen) {
+      if (this.queue.length === 0 && this.#fits(bytesOf(data))) {
+        this.#hand(data);
+        return DONE;
+      }
+      if (this.queue.length === 0 && this.#taken < KERNEL) this.#taken = 0;
+      this.queue.push(this.waiting.keep(data));
+      this.waiting.watch(this, true);
+      this.waiting.relieve();
+      // It may have been this client that had to go.
+      if (this.#refusal) return this.#refusal;
     }
-    this.waiting.watch(this, true);
-    if (this.queue.length === 0 && this.#taken < KERNEL) this.#taken = 0;
-    this.queue.push(this.waiting.keep(data));
-    this.waiting.relieve();
-    if (this.#isEnded) return DONE;
-    this.#drained ??= Promise.withResolvers();
+    if (!this.#drained) {
+      this.#drained = Promise.withResolvers();
+      this.#drained.promise.catch(() => {});
+    }
     return this.#drained.promise;
+  }
+
+  /** Lets nobody send any more: `refusal` rejects, also for those who wait. */
+  refuse(refusal: Promise<never>): void {
+    this.#refusal = refusal;
+    this.#drained?.resolve(refusal);
+  }
+
+  /** Called when the client has sent something: it is there, and may have taken something as well. */
+  hear(): void {
+    this.#heardAt = performance.now();
+    if (this.isEager) this.handOver();
   }
 
   /** Sends a Close frame when all is taken that waits. The runtime's own would lose sight of it. */
@@ -97,12 +124,12 @@ export class Outbox {
 
   /** Forgets what waits, and whatever the client does from now on. */
   end(closing: Close): void {
+    if (this.#isEnded) return;
     this.closing ??= closing;
     for (const message of this.queue) this.waiting.countClients(message, -1);
     this.queue = [];
     this.waiting.bytes -= this.handed;
     this.handed = 0;
-    this.#drained?.resolve();
     this.waiting.clients.delete(this);
     this.#isEnded = true;
     this.waiting.forget(this);
@@ -111,12 +138,12 @@ export class Outbox {
 
   /** Drops the client, which is told if it reads again. */
   drop(reason: string): void {
-    this.onDrop?.({ code: 1008, reason });
+    this.onLoss?.({ code: 1008, reason }, true);
   }
 
   /** Ends the wait for a client that takes nothing, or does not answer the Close frame. */
   giveUp(): void {
-    if (this.closing) this.onDrop?.({ code: 1006, reason: "" });
+    if (this.closing) this.onLoss?.({ code: 1006, reason: "" }, false);
     else this.drop("It did not read for too long.");
   }
 
@@ -126,11 +153,13 @@ export class Outbox {
     this.unread += bytes;
     this.waiting.bytes += bytes;
     if (this.#isEnded) this.waiting.forget(this);
+    if (bytes > 0) this.waiting.relieve();
   }
 
   /** Hands over what comes next, as far as there is room for it. */
   handOver(): void {
     this.see();
+    if (!this.isOpen) return;
     let count = 0;
     for (const message of this.queue) {
       if (!this.#fits(message.bytes.length)) break;
@@ -186,7 +215,6 @@ export class Outbox {
   }
 
   #sendClose() {
-    if (!this.closing || this.socket.readyState !== WebSocket.OPEN) return;
-    this.socket.close(this.closing.code, this.closing.reason);
+    if (this.closing && this.isOpen) this.socket.close(this.closing.code, this.closing.reason);
   }
 }

@@ -1,11 +1,10 @@
 // The test command in a pipe: it sends each line, and prints the answers alone.
 
 import { delay } from "@std/async";
-import { describeEnd } from "./close_codes.ts";
+import { type Close, describeEnd } from "./close_codes.ts";
 import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "./connect.ts";
 import { describeOpen } from "./failures.ts";
-import { printMessage, readMessages, type Separator } from "./messages.ts";
-import type { Close } from "./outbox.ts";
+import { messagesOf, printMessage, readMessages, type Separator } from "./messages.ts";
 
 /** Milliseconds between two looks at what has arrived. */
 const LOOK = 10;
@@ -29,9 +28,7 @@ export async function pipe(
   const { timeout = HANDSHAKE_TIMEOUT } = options;
   await using websocket = await connect(url, options);
   console.error(describeOpen(url, websocket.subprotocol));
-  const end = new AbortController();
-  websocket.closed.then(() => end.abort());
-  const { signal } = end;
+  const { signal } = websocket;
   let hasSent = false;
   /** How many messages were sent and not answered yet. */
   let due = 0;
@@ -59,7 +56,7 @@ export async function pipe(
   }
 
   async function receive() {
-    for await (const message of websocket) {
+    for await (const message of messagesOf(websocket)) {
       printMessage(message, separator === undefined);
       if (hasSent) last = performance.now();
       // A message that comes before any was sent is not an answer.

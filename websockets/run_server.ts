@@ -1,9 +1,9 @@
 // What makes a script of a server: flags, the line with its address, and signals.
 
 import type { parseArgs } from "node:util";
-import { errorLog, silence, unfailing, usageError, wholeNumber } from "./lines.ts";
+import { errorLog, milliseconds, silence, unfailing, usageError, wholeNumber } from "./lines.ts";
 import { MAX_CLIENTS, MAX_MESSAGE, type ServeOptions } from "./options.ts";
-import { type Handler, serve, type Server } from "./serve.ts";
+import { type Handler, serve, type Server, SHUTDOWN_TIMEOUT } from "./serve.ts";
 import { MAX_WAITING } from "./waiting.ts";
 
 /** The flags of every server, for `parseArgs` of `node:util`. */
@@ -16,6 +16,7 @@ export const SERVER_FLAGS = {
   "max-message": { type: "string", default: `${MAX_MESSAGE}` },
   "max-clients": { type: "string", default: `${MAX_CLIENTS}` },
   "max-waiting": { type: "string", default: `${MAX_WAITING}` },
+  "stop-timeout": { type: "string", default: `${SHUTDOWN_TIMEOUT / 1000}` },
   quiet: { type: "boolean", default: false },
 } as const;
 
@@ -29,6 +30,9 @@ export const SERVER_USAGE = `
   --max-message BYTES  largest message (${MAX_MESSAGE})
   --max-clients COUNT  clients at a time (${MAX_CLIENTS})
   --max-waiting BYTES  what may wait for all clients together (${MAX_WAITING})
+  --stop-timeout SECONDS  how long Ctrl-C waits for clients that do not read (${
+  SHUTDOWN_TIMEOUT / 1000
+})
   --quiet              do not print messages
   --help               print this`;
 
@@ -81,7 +85,7 @@ export function runServer(
     maxMessage: Math.min(options.maxMessage ?? Infinity, maxMessage),
     maxClients: wholeNumber("max-clients", flags["max-clients"], 1),
     maxWaiting: wholeNumber("max-waiting", flags["max-waiting"], 1),
-    request: withPage(options),
+    processRequest: withPage(options),
     log: (line: string) => errorLog(withFlags(line)),
   };
   let server: Server;
@@ -97,7 +101,7 @@ export function runServer(
     unfailing(console.error)(line);
     Deno.exit(1);
   });
-  stopOnSignals(server, options);
+  stopOnSignals(server, milliseconds("stop-timeout", flags["stop-timeout"]), options);
 
   // 0.0.0.0 and :: stand for all addresses of this machine, and nobody can connect to them.
   const reachable = hostname === "0.0.0.0" || hostname === "::" ? "localhost" : hostname;
@@ -114,12 +118,12 @@ function withFlags(line: string): string {
     .replace("`maxWaiting`", "--max-waiting");
 }
 
-function stopOnSignals(server: { shutdown(): Promise<void> }, { release }: RunOptions) {
+function stopOnSignals(server: Server, timeout: number, { release }: RunOptions) {
   let isStopping = false;
   const stop = async () => {
     if (isStopping) Deno.exit(1);
     isStopping = true;
-    await server.shutdown();
+    await server.shutdown({ timeout });
     await release?.();
     Deno.exit(0);
   };
@@ -128,9 +132,9 @@ function stopOnSignals(server: { shutdown(): Promise<void> }, { release }: RunOp
   if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
 }
 
-/** Adds the page to what `request` of a script answers. */
-function withPage({ page, request: ask }: RunOptions): ServeOptions["request"] {
-  if (page === undefined) return ask;
+/** Adds the page to what `processRequest` of a script answers. */
+function withPage({ page, processRequest }: RunOptions): ServeOptions["processRequest"] {
+  if (page === undefined) return processRequest;
   const [, policy] = page.match(PAGE_POLICY) ?? [];
   // A page that another site frames could be made to connect by a click there, and a page can't
   // forbid that by itself.
@@ -143,8 +147,13 @@ function withPage({ page, request: ask }: RunOptions): ServeOptions["request"] {
     if (method !== "GET" && method !== "HEAD") return;
     return new Response(page, { headers: pageHeaders });
   };
-  if (!ask) return answer;
-  return async (request, info) => (await ask(request, info)) ?? answer(request);
+  return (request, info) => {
+    const answered = processRequest?.(request, info);
+    if (answered instanceof Promise) {
+      return answered.then((response) => response ?? answer(request));
+    }
+    return answered ?? answer(request);
+  };
 }
 
 /** Whether this is `*`, `null`, or the whole origin of a page or an app. There are no patterns. */

@@ -2,19 +2,21 @@
 // handler once for each client, and keeps all clients within the limits.
 
 import { deadline, delay } from "@std/async";
-import { ask } from "./ask.ts";
-import { Connection, ConnectionClosed } from "./connection.ts";
+import { isSendable } from "./close_codes.ts";
+import { Connection } from "./connection.ts";
 import { answerPreflight, askForUpgrade, isHandshake, isKnownOrigin } from "./handshake.ts";
 import { isPreflight, makeReadable, mayHaveBody, refuse, refuseBody } from "./handshake.ts";
 import { refuseHandshake, RETRY_AFTER, selectSubprotocol } from "./handshake.ts";
 import { describeError, errorLog, printable, unfailing } from "./lines.ts";
 import { listen } from "./listen.ts";
 import { Outbox } from "./outbox.ts";
+import { askFirst } from "./process_request.ts";
+import { isConnectionClosed, overlookRejections } from "./rejections.ts";
 import { limitsOf, type RequestInfo, type ServeOptions } from "./options.ts";
 import { currentClient, Waiting } from "./waiting.ts";
 
 /** Milliseconds that a stopping server waits for its clients: containers are killed after 10 s. */
-const SHUTDOWN_TIMEOUT = 5_000;
+export const SHUTDOWN_TIMEOUT = 5_000;
 
 /**
  * What a server does for a client: it is called once for each, and may be async. When it returns,
@@ -39,9 +41,12 @@ export interface Server extends AsyncDisposable {
   countWaiting(bytes: number): void;
   /**
    * Lets nobody in any more, sends every client what waits for it and then 1001, and is done when
-   * all handlers have returned, or after 5 seconds. It may be called twice.
+   * all handlers have returned. It may be called twice: the first call counts.
+   *
+   * @param options.timeout Milliseconds after which nobody is waited for any longer, 5,000 unless
+   * given. The log then says for whom it was.
    */
-  shutdown(): Promise<void>;
+  shutdown(options?: { timeout?: number }): Promise<void>;
 }
 
 /**
@@ -57,7 +62,9 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
   const waiting = new Waiting(maxWaiting, timeout);
   /** The clients that count: each until its connection is closed and its handler has returned. */
   const clients = new Map<Connection, Promise<void>>();
-  const settings = { maxMessage, readsToTheEnd: false, log };
+  const settings = { maxMessage, isClient: false, log };
+  /** How many handlers have not returned. */
+  let running = 0;
   /** How many requests are not decided about yet. */
   let pending = 0;
   const stopping = new AbortController();
@@ -68,14 +75,14 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
     if (stopping.signal.aborted) return refuse(503, "The server is shutting down.", RETRY_AFTER);
     const refusal = refuseRequest(request);
     if (refusal) return refusal;
-    const { request: decide } = options;
-    if (!decide) return accept(request, info);
-    if (isHandshake(request)) return askFirst(decide, request, info);
+    if (isHandshake(request)) return decide(request, info);
     const origin = request.headers.get("origin");
     // A page may read the answer only if it is let in, too.
     const readableBy = origin !== null && isKnownOrigin(origin, origins) ? origin : undefined;
-    if (isPreflight(request)) return answerPreflight(readableBy);
-    return askFirst(decide, request, info).then((response) => makeReadable(response, readableBy));
+    if (isPreflight(request) && options.processRequest) return answerPreflight(readableBy);
+    const response = decide(request, info);
+    if (response instanceof Response) return makeReadable(response, readableBy);
+    return response.then((response) => makeReadable(response, readableBy));
   }
 
   function refuseRequest(request: Request): Response | undefined {
@@ -100,26 +107,21 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
     }
   }
 
-  /** Lets `request` of the options decide. Meanwhile it counts as a client. */
-  async function askFirst(
-    decide: NonNullable<ServeOptions["request"]>,
-    request: Request,
-    info: RequestInfo,
-  ): Promise<Response> {
+  /** Lets `processRequest` decide. Meanwhile the request counts as a client. */
+  function decide(request: Request, info: RequestInfo): Response | Promise<Response> {
+    const { processRequest } = options;
+    if (!processRequest) return accept(request, info);
+    const response = askFirst(processRequest, request, info, requestLimits);
+    if (!(response instanceof Promise)) return response ?? accept(request, info);
     pending++;
-    const asking = { timeout, stopping: stopping.signal, waiting, log };
-    const response = await ask(decide, request, info, asking).finally(() => pending--);
-    return response ?? accept(request, info);
+    return response.finally(() => pending--).then((response) => response ?? accept(request, info));
   }
 
   function accept(request: Request, { remoteAddr }: RequestInfo): Response {
     if (!isHandshake(request)) return askForUpgrade();
     const subprotocol = selectSubprotocol(request, subprotocols);
-    // The headers of the runtime's own request can't be read any more when the client is there, and
-    // a copy takes 2 KiB for as long as the client stays: none is made for a handler that takes only
-    // the connection.
-    const { url, headers } = request;
-    const kept = handler.length === 1 ? request : new Request(url, { headers });
+    // The runtime keeps the headers of a request only if they were looked at before the upgrade.
+    request.headers.entries().next();
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout });
     // The runtime's own option takes no offer without blanks between the names.
     if (subprotocol) response.headers.set("sec-websocket-protocol", subprotocol);
@@ -129,7 +131,8 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
       }
       const outbox = new Outbox(socket, waiting);
       const client = new Connection(outbox, settings, remoteAddr.hostname, subprotocol);
-      const handled = currentClient.run(outbox, () => call(client, kept));
+      const handled = currentClient.run(outbox, () => call(client, request));
+      running++;
       clients.set(client, settle(client, handled));
     };
     // A client counts from here on, because a handshake that is reset by its client never opens.
@@ -152,14 +155,14 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
       await handled;
       client.close();
     } catch (error) {
-      // A proxy is no error, and `instanceof` throws for one that is revoked.
-      if (Error.isError(error) && error instanceof ConnectionClosed) {
-        client.close();
+      if (isConnectionClosed(error)) {
+        client.close(isSendable(error.code, false) ? error.code : 1011, error.reason);
       } else {
         log(`The handler failed: ${describeError(error)}`);
         client.close(1011, "The server failed to handle this.");
       }
     }
+    running--;
     await client.closed;
     clients.delete(client);
   }
@@ -170,33 +173,46 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
     return refuse(400, "The request can't be read.");
   }
 
-  async function stop() {
+  async function stop(timeout: number) {
     stopping.abort();
     for (const client of clients.keys()) client.close(1001, "The server is shutting down.");
     const isDone = async () => {
       await Promise.all(clients.values());
       while (pending > 0) await delay(1);
     };
-    await deadline(isDone(), SHUTDOWN_TIMEOUT).catch(() => {
-      log("Stopped before every client had read what was waiting for it.");
+    await deadline(isDone(), timeout).catch(() => {
+      const unread = `clients that had not read what was waiting for them: ${
+        clients.size - running
+      }`;
+      log(`Stopped without waiting longer. Handlers that had not returned: ${running}, ${unread}.`);
     });
     clearInterval(finding);
+    release();
     // The runtime's own `shutdown` would wait without end for a handshake that was reset.
     abort.abort();
     await finished;
   }
 
+  const requestLimits = {
+    timeout,
+    maxBody: maxMessage,
+    stopping: stopping.signal,
+    count: (bytes: number) => waiting.count(bytes),
+    log,
+  };
   const abort = new AbortController();
   const { port, cert, key } = options;
   const tls = cert && key ? { cert, key } : {};
   const listening = { hostname, port, ...tls, signal: abort.signal, onError, onListen: () => {} };
   const servers = listen(listening, answer);
+  const release = overlookRejections();
   const finding = idleTimeout > 0 ? setInterval(() => waiting.findClosing(), timeout) : undefined;
   const finished = Promise.all(servers.map((server) => server.finished)).then(() => {});
   let stopped: Promise<void> | undefined;
-  const shutdown = () => stopped ??= stop();
-  if (options.signal?.aborted) shutdown();
-  options.signal?.addEventListener("abort", shutdown, { signal: abort.signal });
+  const shutdown = ({ timeout = SHUTDOWN_TIMEOUT } = {}) => stopped ??= stop(timeout);
+  const stopSoon = () => void shutdown();
+  if (options.signal?.aborted) stopSoon();
+  options.signal?.addEventListener("abort", stopSoon, { signal: abort.signal });
   return {
     addr: servers[0].addr,
     finished,
@@ -208,6 +224,6 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
     },
     countWaiting: (bytes) => waiting.count(bytes),
     shutdown,
-    [Symbol.asyncDispose]: shutdown,
+    [Symbol.asyncDispose]: () => shutdown(),
   };
 }

@@ -90,7 +90,8 @@ export class Waiting {
     let message = this.#last?.message;
     if (!message || data !== this.#last?.data || !isCopy(message.bytes, data)) {
       const [bytes, isText] = [copyOf(data), typeof data === "string"];
-      message = { bytes, isText, clients: 0, cause: currentClient.getStore() };
+      const cause = currentClient.getStore();
+      message = { bytes, isText, clients: 0, cause: cause?.isCause ? cause : undefined };
       this.#last = { data, message };
     }
     this.countClients(message, 1);
@@ -140,7 +141,7 @@ export class Waiting {
    */
   findClosing(): void {
     for (const outbox of this.clients) {
-      if (outbox.socket.readyState !== WebSocket.OPEN) outbox.close({ code: 1001, reason: "" });
+      if (!outbox.isOpen) outbox.close({ code: 1001, reason: "" });
     }
   }
 

@@ -240,7 +240,7 @@ async function serveAs(name: string) {
   silence();
   const ours = () => [
     serve(handler, { port: 0, log }),
-    serve(room.handler, { port: 0, log, request: room.push }),
+    serve(room.handler, { port: 0, log, processRequest: room.push }),
   ];
   const bare = () => [BARE.bare, BARE["bare broadcast"]].map(serveBare);
   const servers = name === "ours" ? ours() : bare();

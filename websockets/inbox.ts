@@ -1,0 +1,98 @@
+// What has arrived and was not read yet, and the read that waits for the next message.
+
+import { bytesOf } from "./sendable.ts";
+
+/** Bytes that a message takes while it waits to be read, beside its content. */
+const UNREAD_COST = 200;
+
+/** What arrives: a text, or the bytes of a binary message. */
+export type Message = string | ArrayBuffer;
+
+/** A read, as `for await` does it: a message, or `done` at the end. */
+export type Read = IteratorResult<Message, undefined>;
+
+const END: Read = { done: true, value: undefined };
+
+/** The messages of one connection, from their arrival until they are read. */
+export class Inbox {
+  #arrived: Message[] = [];
+  /** What has arrived before that, with the oldest at the end: an array is slow to lose its first. */
+  #unread: Message[] = [];
+  #bytes = 0;
+  #reader?: PromiseWithResolvers<Read>;
+  #isEnded = false;
+  /** What a read throws at the end. */
+  #loss?: Error;
+
+  /** @param account Told how many bytes more wait to be read; less of them if negative. */
+  constructor(readonly account: { countUnread(bytes: number): void }) {}
+
+  /** Whether nothing more arrives. */
+  get isEnded(): boolean {
+    return this.#isEnded;
+  }
+
+  /** Whether a read waits for the next message. */
+  get isAwaited(): boolean {
+    return this.#reader !== undefined;
+  }
+
+  /** Gives a message to the read that waits for it, or keeps it for the next one. */
+  put(message: Message): void {
+    if (this.#reader) return this.#takeReader()?.resolve({ done: false, value: message });
+    this.#arrived.push(message);
+    this.#count(bytesOf(message) + UNREAD_COST);
+  }
+
+  /** The next message, or the end when all is read that has arrived. */
+  next(): Promise<Read> {
+    const value = this.#take();
+    if (value !== undefined) return Promise.resolve({ done: false, value });
+    if (this.#loss) return Promise.reject(this.#loss);
+    if (this.#isEnded) return Promise.resolve(END);
+    this.#reader = Promise.withResolvers();
+    return this.#reader.promise;
+  }
+
+  /** Gives up a read if it waits still, so that the next message goes to the next read. */
+  withdraw(read: Promise<Read> | undefined): void {
+    if (read && read === this.#reader?.promise) this.#takeReader()?.resolve(END);
+  }
+
+  /** Lets nothing more in. Reads end when all is read: with `loss`, if there is one. */
+  end(loss?: Error): void {
+    this.#isEnded = true;
+    this.#loss = loss;
+    const reader = this.#takeReader();
+    if (loss) reader?.reject(loss);
+    else reader?.resolve(END);
+  }
+
+  /** Forgets what was not read. */
+  discard(): void {
+    this.#arrived = [];
+    this.#unread = [];
+    this.#count(-this.#bytes);
+  }
+
+  #take(): Message | undefined {
+    if (this.#unread.length === 0 && this.#arrived.length > 0) {
+      this.#unread = this.#arrived.reverse();
+      this.#arrived = [];
+    }
+    const message = this.#unread.pop();
+    if (message !== undefined) this.#count(-bytesOf(message) - UNREAD_COST);
+    return message;
+  }
+
+  #takeReader() {
+    const reader = this.#reader;
+    this.#reader = undefined;
+    return reader;
+  }
+
+  #count(bytes: number) {
+    this.#bytes += bytes;
+    this.account.countUnread(bytes);
+  }
+}

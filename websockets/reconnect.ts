@@ -1,0 +1,133 @@
+// Connecting again: for a client that stays, and for a piece of work that needs a server.
+
+import { delay } from "@std/async";
+import { isLost } from "./close_codes.ts";
+import { type Connection, ConnectionClosed } from "./connection.ts";
+import { ConnectionFailed } from "./failures.ts";
+import type { Log } from "./lines.ts";
+
+/** Milliseconds for which `whileAway` tries again: a restart takes less. */
+const PATIENCE = 10_000;
+/** Milliseconds of the first pause, at the most. Each next one may be twice as long. */
+const PAUSE = 100;
+/** Milliseconds of a pause at the most: a server that was away for long is found soon. */
+const MAX_PAUSE = 30_000;
+/** Milliseconds that a connection lasts where the server is well, so that pauses are short again. */
+const LASTING = 1_000;
+/** Milliseconds after which somebody wants to know why nothing happens. */
+const SILENCE = 1_000;
+
+/** How long to try again, and whom to tell. */
+export interface RetryOptions {
+  /** Milliseconds for which it is tried again after each loss. */
+  patience?: number;
+  /** Told when the server has been away for a second. */
+  log?: Log;
+  /** Gives up when it aborts. */
+  signal?: AbortSignal;
+}
+
+/**
+ * The pauses between attempts, which grow while the server is away. Chance decides how long each is,
+ * because otherwise all clients of a server that restarts would return at once.
+ */
+class Pauses implements Disposable {
+  #longest = PAUSE;
+  #lostAt = performance.now();
+  #error?: Error;
+  #timer?: ReturnType<typeof setTimeout>;
+
+  constructor(private readonly options: RetryOptions) {}
+
+  /** Notes that a connection has ended that was made at this time. */
+  lose(openedAt: number): void {
+    // A server that closes each connection at once is not asked more often than one that is away.
+    if (performance.now() - openedAt < LASTING) return;
+    this.#lostAt = performance.now();
+    this.#longest = PAUSE;
+  }
+
+  /** Waits until the next attempt is due, or throws `error` if that was tried for long enough. */
+  async wait(error?: Error): Promise<void> {
+    const { patience = Infinity, log, signal } = this.options;
+    if (error && performance.now() - this.#lostAt >= patience) throw error;
+    this.#error = error;
+    this.#timer ??= setTimeout(() => log?.(`Waiting: ${this.#error?.message}`), SILENCE);
+    await delay(Math.random() * this.#longest, { signal });
+    this.#longest = Math.min(2 * this.#longest, MAX_PAUSE);
+  }
+
+  /** Notes that nobody waits for the server any more, so that nothing is told. */
+  end(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.end();
+  }
+}
+
+/** Whether the server may only be away. A computer that wakes up finds no host at first. */
+function mayPass(error: unknown, wasThere: boolean): error is Error {
+  if (error instanceof ConnectionClosed) return isLost(error);
+  if (!(error instanceof ConnectionFailed)) return false;
+  return error.isPassing || wasThere && error.isHostUnknown;
+}
+
+/**
+ * Connections to a server, one after the other, as `async for websocket in connect(url)` in Python:
+ * each turn of the loop has a new one, however the last one ended. It ends when the loop is left, and
+ * throws a failure that will not pass.
+ *
+ * @param first The first attempt.
+ * @param next Makes another one.
+ */
+export async function* connections(
+  first: Promise<Connection>,
+  next: () => Promise<Connection>,
+  options: RetryOptions,
+): AsyncGenerator<Connection, undefined> {
+  using pauses = new Pauses(options);
+  let wasThere = false;
+  for (let attempt = first;; attempt = next()) {
+    let failure: Error | undefined;
+    try {
+      await using websocket = await attempt;
+      wasThere = true;
+      pauses.end();
+      const openedAt = performance.now();
+      yield websocket;
+      pauses.lose(openedAt);
+    } catch (error) {
+      if (!mayPass(error, wasThere)) throw error;
+      failure = error;
+    }
+    await pauses.wait(failure);
+  }
+}
+
+/**
+ * Runs what needs a server, such as a question with its answer, and runs it again while the server is
+ * away: for 10 seconds after each loss, unless `patience` says otherwise. For a client that stays,
+ * loop over `connect(url)` instead.
+ *
+ * @throws what `run` throws last, or the reason of `signal`.
+ */
+export async function whileAway<Result>(
+  run: () => Promise<Result>,
+  options: RetryOptions = {},
+): Promise<Result> {
+  using pauses = new Pauses({ patience: PATIENCE, ...options });
+  while (true) {
+    const startedAt = performance.now();
+    try {
+      return await run();
+    } catch (error) {
+      options.signal?.throwIfAborted();
+      if (!mayPass(error, false)) throw error;
+      if (error instanceof ConnectionClosed) pauses.lose(startedAt);
+      await pauses.wait(error);
+    }
+  }
+}

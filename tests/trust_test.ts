@@ -304,53 +304,6 @@ test({ needs: "net" }, "a handshake may have 95 headers, and a cookie of 60 kB",
   assertEquals(await seen.next(), [95, 60_000]);
 });
 
-test(
-  { needs: "net" },
-  "a message in pieces may have pings between, which are answered",
-  async () => {
-    const heard = new Inbox<string>();
-    await using server = startServer(listen(heard));
-    using client = await RawClient.upgraded(server.port);
-    const pieces = [frame(TEXT, "on", false), frame(0, "", false), frame(0, "e")];
-    const [first, second, third] = pieces;
-    await client.write(
-      await new Blob([first, frame(PING, "?"), second, frame(PING), third]).bytes(),
-    );
-    assertEquals(await heard.next(), "one");
-    assertEquals([...await client.read()], [0x80 | PONG, 1, 63, 0x80 | PONG, 0]);
-  },
-);
-
-test({ needs: "net" }, "a mask may be zero, and a length longer than it has to be", async () => {
-  const heard = new Inbox<string>();
-  await using server = startServer(listen(heard));
-  using client = await RawClient.upgraded(server.port);
-  const [zero, mask] = [[0, 0, 0, 0], [1, 2, 3, 4]];
-  const lengths = [[0x82], [0xfe, 0, 2], [0xff, 0, 0, 0, 0, 0, 0, 0, 2]];
-  for (const length of lengths) {
-    await client.write(new Uint8Array([0x80 | TEXT, ...length, ...zero, 104, 105]));
-    await client.write(new Uint8Array([0x80 | TEXT, ...length, ...mask, 104 ^ 1, 105 ^ 2]));
-  }
-  for (let count = 0; count < 6; count++) assertEquals(await heard.next(), "hi");
-});
-
-test(
-  { needs: "net" },
-  "a Close frame may be empty, and one of a single byte is an error",
-  async () => {
-    const heard = new Inbox<string>();
-    await using server = startServer(listen(heard));
-    for (
-      const [payload, answer, code] of [["", [0x80 | CLOSE, 0], 1005], ["x", [], 1006]] as const
-    ) {
-      using client = await RawClient.upgraded(server.port);
-      await client.write(frame(CLOSE, payload));
-      assertEquals([...await client.read()], [...answer]);
-      assertEquals(await heard.next(), `closed with ${code}`);
-    }
-  },
-);
-
 // Dead peers.
 
 test(
@@ -557,14 +510,6 @@ test(
     assertEquals(await server.end(), 0);
   },
 );
-
-test({ needs: "net" }, "text that is not UTF-8 ends its connection and no other", async () => {
-  await using server = startServer(handler);
-  using client = await RawClient.upgraded(server.port);
-  await client.write(frame(TEXT, new Uint8Array([0xff, 0xfe])));
-  assertEquals((await client.read()).length, 0);
-  await assertAnswers(server.url);
-});
 
 test({ needs: "net" }, "a message leaves nothing behind once it is answered", async () => {
   await using server = startServer(handler);

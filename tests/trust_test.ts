@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { retry } from "@std/async";
 import { handler } from "../server.ts";
-import type { Handler, ServeOptions } from "websockets";
+import { type Handler, serve, type ServeOptions } from "websockets";
 import { MAX_MESSAGE } from "../websockets/options.ts";
 import { heldMemory, Inbox, startServer, TestClient, within } from "./helpers.ts";
 import { test } from "./needs.ts";
@@ -39,7 +39,7 @@ function startShell(command: string): Program {
 
 test(
   { needs: "net" },
-  "a handshake that breaks a rule is told which, and is never a 500",
+  "A handshake breaks a rule of RFC 6455: it is told which, and never gets a 500",
   async () => {
     await using server = startServer(handler);
     const cases: [string, number, RegExp?][] = [
@@ -78,7 +78,7 @@ test(
 
 test(
   { needs: "net" },
-  "pages from this machine and programs come in, pages from elsewhere do not",
+  "A page comes from an unknown origin: it gets 403, and programs and pages of this machine come in",
   async () => {
     await using server = startServer(handler);
     await using open = startServer(handler, {
@@ -117,7 +117,7 @@ test(
 
 test(
   { needs: "net" },
-  "DNS rebinding gains nothing: an Origin that equals Host is no reason",
+  "A page comes from an unknown origin: it gets 403 also if its origin is the Host, as in DNS rebinding",
   async () => {
     await using server = startServer(handler);
     const Host = `evil.test:${server.port}`;
@@ -130,7 +130,7 @@ test(
 
 test(
   { needs: "net" },
-  "a message as large as the limit is answered, and one byte more closes with 1009",
+  "A message is too large: with one byte over the limit it gets 1009",
   async () => {
     const got: (string | ArrayBuffer)[] = [];
     const handler: Handler = async (websocket) => {
@@ -157,7 +157,7 @@ test(
 
 test(
   { needs: "net" },
-  "a message over the limit in pieces closes with 1009 just the same",
+  "A message is too large: in pieces it gets 1009 just the same",
   async () => {
     await using server = startServer(handler);
     using client = await RawClient.upgraded(server.port);
@@ -180,7 +180,7 @@ test(
 
 test(
   { needs: "net" },
-  "over the limit of clients a handshake gets 503, until one leaves",
+  "There are too many clients: a handshake gets 503, until one leaves",
   async () => {
     await using server = startServer(handler, { maxClients: 2 });
     const first = await TestClient.open(server.url);
@@ -193,7 +193,7 @@ test(
 
 test(
   { needs: "net" },
-  "in a burst of handshakes, those over the limit get 503 or 1013",
+  "There are too many clients: in a burst, those over the limit get 503 or 1013",
   async () => {
     let calls = 0;
     const counted: Handler = (websocket) => {
@@ -214,6 +214,21 @@ test(
     assertEquals([stayed.length, calls], [5, 5]);
     assert(clients.length > 5, "none was closed with 1013, so that the burst was none");
     await Promise.all(stayed.map((client) => client.close()));
+  },
+);
+
+test(
+  { needs: "net" },
+  "Too much waits for all clients together: a new client gets 503, until enough is taken",
+  async () => {
+    await using server = serve(handler, { port: 0, maxWaiting: 1_000, log: silent });
+    const { port } = server.addr;
+    server.countWaiting(1_001);
+    const { status, head } = await ask(port, handshake());
+    assertEquals(status, 503);
+    assertMatch(head, /\r\nretry-after: 1\r\n/);
+    server.countWaiting(-1_001);
+    await assertAnswers(`ws://localhost:${port}`);
   },
 );
 
@@ -238,7 +253,7 @@ test({ needs: "run" }, "handshakes that are reset keep nobody out, and it can st
 
 test(
   { needs: "linux" },
-  "a server out of descriptors says so and ends, to be started again",
+  "Descriptors: a server that has none left says so and ends, to be started again",
   async () => {
     await using server = startShell(`ulimit -n 64; exec ${SERVER} --port 0`);
     const port = Number((await server.prints(/ws:/)).match(/localhost:(\d+)/)?.[1]);
@@ -308,7 +323,7 @@ test({ needs: "net" }, "a handshake may have 95 headers, and a cookie of 60 kB",
 
 test(
   { needs: "net" },
-  "a client that answers no ping is dropped once, one that does may stay idle",
+  "A client is silent: it gets 1001 if it answers no ping, and may stay if it does",
   async () => {
     const closed = new Inbox<number>();
     const watched: Handler = async (websocket) => {
@@ -336,7 +351,7 @@ test(
 
 test(
   { needs: "run" },
-  "a stopping server delivers what is queued, says 1001 and lets nobody in",
+  "The server stops: each client gets what waits for it and 1001, and nobody is let in",
   async () => {
     await using server = await Script.server("broadcast_server.ts");
     const port = Number(new URL(server.url).port);
@@ -365,7 +380,7 @@ const HURRY = "--preload=data:text/javascript,const { timeout } = AbortSignal;" 
 
 test(
   { needs: "run" },
-  "a client that does not read can't keep a server from stopping",
+  "The server stops: a client that does not read can't hold it up",
   async () => {
     const start = async (...flags: string[]) => {
       const server = new Script("server.ts", ["--port", "0", "--quiet"], ["--allow-net", ...flags]);
@@ -395,7 +410,7 @@ test(
 
 test(
   { needs: "net" },
-  "nothing a peer sends can write to the terminal through a log line",
+  "Logs: nothing that a peer sends can write to the terminal",
   async () => {
     await using server = await Script.server("server.ts");
     const port = Number(new URL(server.url).port);
@@ -413,7 +428,7 @@ test(
 
 test(
   { needs: "linux" },
-  "a full disk keeps it neither from starting nor from serving",
+  "Logs: a full disk keeps a server neither from starting nor from serving",
   async () => {
     const listener = Deno.listen({ hostname: "localhost", port: 0 });
     const { port } = listener.addr;
@@ -573,7 +588,7 @@ test(
 
 test(
   { needs: "net" },
-  "while it stops, every request gets 503, so that a balancer looks elsewhere",
+  "Health: while a server stops, every request gets 503, so that a balancer looks elsewhere",
   async () => {
     const gate = Promise.withResolvers<void>();
     const slow: Handler = async (websocket) => {
@@ -595,6 +610,20 @@ test(
     }
     gate.resolve();
     await stopped;
+  },
+);
+
+test(
+  { needs: "run" },
+  "Health: GET / answers 200 with the page, also when it is full",
+  async () => {
+    await using server = await Script.server("server.ts", "--max-clients", "1");
+    await using _client = await TestClient.open(server.url);
+    const port = Number(new URL(server.url).port);
+    assertEquals((await ask(port, handshake())).status, 503);
+    const { status, head } = await ask(port, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assertEquals(status, 200);
+    assertMatch(head, /\r\ncontent-type: text\/html/);
   },
 );
 

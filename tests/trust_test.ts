@@ -37,38 +37,44 @@ function startShell(command: string): Program {
 
 // Handshake.
 
+/** A change of a handshake for each value of a header; `null` leaves it out. */
+function each(name: string, values: (string | null)[]): Record<string, string | null>[] {
+  return values.map((value) => ({ [name]: value }));
+}
+
 test(
   { needs: "net" },
   "A handshake breaks a rule of RFC 6455: it is told which, and never gets a 500",
   async () => {
     await using server = startServer(handler);
-    const cases: [string, number, RegExp?][] = [
-      [handshake({ Upgrade: null }), 426, /\r\nupgrade: websocket\r\n/],
-      [handshake({ Upgrade: "h2c" }), 426, /\r\nupgrade: websocket\r\n/],
-      [handshake({ Connection: null }), 426, /\r\nupgrade: websocket\r\n/],
-      [handshake({ Connection: "close" }), 426, /\r\nupgrade: websocket\r\n/],
-      [handshake({ "Sec-WebSocket-Version": null }), 426, /\r\nsec-websocket-version: 13\r\n/],
-      [handshake({ "Sec-WebSocket-Version": "8" }), 426, /\r\nsec-websocket-version: 13\r\n/],
-      [handshake({ "Sec-WebSocket-Version": "13, 8" }), 426, /\r\nsec-websocket-version: 13\r\n/],
-      [handshake({ "Sec-WebSocket-Key": null }), 400],
-      [handshake({ "Sec-WebSocket-Key": "abc" }), 400],
-      [handshake({ "Sec-WebSocket-Key": "wDqumtseNBJdhkihL6PW7w" }), 400],
-      [handshake({ "Sec-WebSocket-Key": "wDqumtseNBJdhkihL6PW7wA=" }), 400],
-      [handshake({ "Sec-WebSocket-Key": "wDqumtseNBJdhkihL6PW7!==" }), 400],
-      [handshake({ Host: null }), 400],
-      [handshake({}, "POST / HTTP/1.1"), 405, /\r\nallow: get\r\n/],
-      [handshake({}, "HEAD / HTTP/1.1"), 405, /\r\nallow: get\r\n/],
-      [handshake({ Host: "[" }, "GET /[ HTTP/1.1"), 400],
-      [handshake({ Host: "[", Upgrade: null, "Sec-WebSocket-Key": null }), 400],
-      [handshake({ Upgrade: "WebSocket", Connection: "keep-alive, UPGRADE" }), 101],
-      [handshake({ Upgrade: "h2c, websocket" }), 426],
-      [handshake({ Upgrade: "h2c\r\nUpgrade: websocket" }), 426],
-      [handshake({ "Sec-WebSocket-Protocol": "chat" }), 101],
+    const rules: [changes: Record<string, string | null>[], status: number, header?: string][] = [
+      [each("Upgrade", [null, "", "h2c", "websockets", "web socket"]), 426, "upgrade: websocket"],
+      [each("Upgrade", ["h2c, websocket", "websocket,h2c", "websocket, websocket"]), 426],
+      [each("Upgrade", ["h2c\r\nUpgrade: websocket"]), 426],
+      [each("Connection", [null, "close", "keep-alive"]), 426, "upgrade: websocket"],
+      [
+        each("Sec-WebSocket-Version", [null, "8", "12", "013", "13, 8", "x"]),
+        426,
+        "sec-websocket-version: 13",
+      ],
+      [each("Sec-WebSocket-Key", [null, "", "abc", "wDqumtseNBJdhkihL6PW7w"]), 400],
+      [each("Sec-WebSocket-Key", ["wDqumtseNBJdhkihL6PW7wA=", "wDqumtseNBJdhkihL6PW7!=="]), 400],
+      [each("Host", [null, "["]), 400],
+      [[{ Host: "[", Upgrade: null, "Sec-WebSocket-Key": null }], 400],
+      [each("Upgrade", ["websocket", "WebSocket", "WEBSOCKET"]), 101],
+      [each("Connection", ["upgrade", "keep-alive, UPGRADE", "upgrade,x"]), 101],
+      [each("Sec-WebSocket-Protocol", ["chat"]), 101],
     ];
-    for (const [request, expected, header = /./] of cases) {
+    const cases = rules.flatMap(([all, ...answer]) =>
+      all.map((changes) => [handshake(changes), ...answer] as const)
+    );
+    const methods = ["POST", "HEAD", "OPTIONS"].map((method) =>
+      [handshake({}, `${method} / HTTP/1.1`), 405, "allow: get"] as const
+    );
+    for (const [request, expected, header = ""] of [...cases, ...methods]) {
       const { status, head } = await ask(server.port, request);
       assertEquals(status, expected, request);
-      assertMatch(head, header);
+      assertStringIncludes(head, `\r\n${header}`);
     }
     await assertAnswers(server.url);
   },

@@ -26,7 +26,7 @@ function textUnder(heading: string): string {
   return read(REFERENCE).split(/^## /m).find((text) => text.startsWith(`${heading}\n`)) ?? "";
 }
 
-/** What the names of tests begin with, where that is a capital letter or code up to a colon. */
+/** The words before a colon in the names of tests that begin with a capital letter or with code. */
 function claims(): Set<string> {
   const files = [...Deno.readDirSync(`${ROOT}tests`)].map(({ name }) => name);
   const code = files.filter((name) => name.endsWith("_test.ts")).map((name) =>

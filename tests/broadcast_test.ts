@@ -107,7 +107,7 @@ test(
 
 test(
   { needs: "run" },
-  "16 clients send 128 messages at once, and all see all in the same order",
+  "Order: 16 clients send 128 messages at once, and all see all in the same order",
   async () => {
     await using server = await start("--quiet");
     await using clients = await join(server, 16);
@@ -408,7 +408,7 @@ test(
 
 test(
   { needs: "run" },
-  "with a token in a file, only clients that send it get in and may push, and it is never printed",
+  "The token is wrong or missing: it gets 401, for a push as well, and the token is never printed",
   async () => {
     const file = await Deno.makeTempFile();
     await Deno.writeTextFile(file, `${TOKEN}\r\n`);
@@ -572,7 +572,7 @@ test(
   },
 );
 
-test({ needs: "run" }, "SIGTERM closes every client with 1001, and ends with 0", async () => {
+test({ needs: "run" }, "The server stops: SIGTERM ends it with 0, and all get 1001", async () => {
   await using server = await start();
   await using clients = await join(server, 3);
   server.kill("SIGTERM");

@@ -18,17 +18,6 @@ async function firstMessage(url: string): Promise<Message> {
 
 // `connect`.
 
-test({ needs: "net" }, "`await using` closes with 1000 at the end of the block", async () => {
-  const events = new Inbox<string>();
-  await using server = startServer(listen(events));
-  {
-    await using websocket = await connect(server.url);
-    await websocket.send("hello");
-    assertEquals(await events.next(), "hello");
-  }
-  assertEquals(await events.next(), "closed with 1000");
-});
-
 test({ needs: "net" }, "its signal gives up the handshake, and closes the connection", async () => {
   const events = new Inbox<string>();
   const giveUp = new AbortController();

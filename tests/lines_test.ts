@@ -56,7 +56,7 @@ function withStoppedTime(use: (pass: () => void) => void): void {
   }
 }
 
-Deno.test("a limited log prints 40 lines in a second and counts the others", () => {
+Deno.test("Logs: 40 lines are printed in a second, and the others are counted", () => {
   withStoppedTime((pass) => {
     const lines: string[] = [];
     const log = limited((line) => lines.push(line));

@@ -830,7 +830,7 @@ test(
   },
 );
 
-test({ needs: "net" }, "no error of its connection ends a server", async () => {
+test({ needs: "net" }, "Sockets of `node:net`: none of their errors ends a server", async () => {
   const port = freePort();
   let round = 0;
   const attempts = new Inbox<number>();

@@ -373,7 +373,7 @@ compare("every block is run, or is known not to be", () => {
 
 compare("every dependency that is in use is explained, and no other", () => {
   const { imports } = JSON.parse(read("deno.json"));
-  const files = ["", "websockets/", "tests/"].flatMap((folder) =>
+  const files = ["", "websockets/", "tests/", "tests/bench/"].flatMap((folder) =>
     [...Deno.readDirSync(ROOT + folder)].map(({ name }) => folder + name)
   );
   const code = files.filter((file) => file.endsWith(".ts")).map(read).join("\n");

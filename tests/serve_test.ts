@@ -48,7 +48,7 @@ function pathOf({ url }: Request): string {
 
 test(
   { needs: "net" },
-  "one message is handled after the other, however long one takes",
+  "Order: one message is handled after the other, however long one takes",
   async () => {
     await using server = startServer(async (websocket) => {
       for await (const message of websocket) {
@@ -168,7 +168,7 @@ test({ needs: "net" }, "a handler gets the URL and the headers of the handshake"
 
 test(
   { needs: "net" },
-  "a handler that returns closes with 1000, after what it has sent",
+  "The handler returns: the client gets what was sent before, and then 1000",
   async () => {
     const [count, size] = [10, 1_000_000];
     await using server = startServer((websocket) => {
@@ -237,7 +237,7 @@ const failing: Record<string, (fail: () => unknown) => Handler> = {
 for (const [moment, failingWith] of Object.entries(failing)) {
   test(
     { needs: "net" },
-    `a handler that fails ${moment} costs that client only, and a line in the log`,
+    `The handler throws: ${moment}, it costs that client only, and a line in the log`,
     async () => {
       for (const [name, fail] of Object.entries(failures())) {
         const broken = failingWith(fail);
@@ -420,7 +420,7 @@ test(
 
 test(
   { needs: "net" },
-  "a `Response` of `processRequest` refuses a handshake, or answers",
+  "A request is no handshake: a `Response` of `processRequest` answers",
   async () => {
     let calls = 0;
     const handler: Handler = (websocket, request) => {
@@ -460,7 +460,7 @@ test(
 
 test(
   { needs: "net" },
-  "a `processRequest` that takes too long gets 503, and holds no place",
+  "`processRequest` takes too long, or throws: 503 if it is late",
   async () => {
     const gate = Promise.withResolvers<Response>();
     const handled: string[] = [];
@@ -532,6 +532,27 @@ test(
   },
 );
 
+test({ needs: "net" }, "A request body has no length, or is too large: 411, or 413", async () => {
+  await using server = startServer(echo, {
+    maxMessage: 100_000,
+    processRequest: async (request) => new Response(`${(await request.bytes()).length}`),
+  });
+  const url = `http://localhost:${server.port}/`;
+  const push = async (body: BodyInit | null, method = "POST") => {
+    const response = await fetch(url, { method, body });
+    return [response.status, await response.text()];
+  };
+  for (const size of [0, 1, 99_999, 100_000]) {
+    assertEquals(await push(new Uint8Array(size)), [200, `${size}`]);
+  }
+  assertEquals(await push(new Uint8Array(100_001)), [413, "Larger than 100000 bytes.\n"]);
+  const stream = ReadableStream.from([new Uint8Array(10)]);
+  assertEquals(await push(stream), [411, "The request needs a Content-Length.\n"]);
+  // A preflight of a page has no body, and tells no length. A POST may have none either.
+  assertEquals(await push(null, "OPTIONS"), [200, "0"]);
+  assertEquals((await ask(server.port, plain("POST /"))).status, 200);
+});
+
 test(
   { needs: "net" },
   "a body is in whole for `processRequest`, or is told to be too long",
@@ -581,7 +602,7 @@ test(
 
 test(
   { needs: "net" },
-  "a body that goes on arriving is waited for, and one that stalls gets 408",
+  "A request body stops arriving: it gets 408, and one that goes on is waited for",
   async () => {
     const processRequest = async (request: Request) => new Response(await request.text());
     await using server = startServer(echo, { processRequest, idleTimeout: 0.4 });
@@ -634,7 +655,7 @@ test({ needs: "net" }, "a GET that tells the length of a body makes nothing wait
   assertEquals(waiting, 0);
 });
 
-test({ needs: "net" }, "a `processRequest` that fails costs that request only", async () => {
+test({ needs: "net" }, "`processRequest` takes too long, or throws: 500 if it throws", async () => {
   const none = { "a number": () => 5, "null": () => null, "a status": () => ({ status: 200 }) };
   const late = { "a promise of no response": () => Promise.resolve("text") };
   for (const [name, fail] of Object.entries({ ...failures(), ...none, ...late })) {
@@ -655,7 +676,7 @@ test({ needs: "net" }, "a `processRequest` that fails costs that request only", 
 
 test(
   { needs: "net" },
-  "the first subprotocol of the server that is offered is spoken",
+  "The client offers subprotocols: the first one of the server that is among them is spoken",
   async () => {
     const handler: Handler = (websocket) => void websocket.send(websocket.subprotocol);
     await using server = startServer(handler, { subprotocols: ["v2", "v1"] });
@@ -664,7 +685,8 @@ test(
       ["v1", "v1"],
       ["v1, v2", "v2"],
       ["v1,v2", "v2"],
-      ["v0 , v1", "v1"],
+      [" v0 ,\tv1 ", "v1"],
+      ["v12", ""],
       [`v1\r\n${header}: v2`, "v2"],
       [`v0,v1\r\n${header}: x`, "v1"],
       ["v0, V1", ""],
@@ -708,7 +730,7 @@ test({ needs: "net" }, "a limit out of its bounds is a RangeError of `serve`", (
 
 // Stopping.
 
-test({ needs: "net" }, "`shutdown` waits until every handler has returned", async () => {
+test({ needs: "net" }, "The server stops: `shutdown` waits for every handler", async () => {
   const events: string[] = [];
   const started = new Inbox<void>();
   const handler: Handler = async (websocket) => {
@@ -737,7 +759,7 @@ test({ needs: "net" }, "`shutdown` waits until every handler has returned", asyn
   }
 });
 
-test({ needs: "net" }, "`shutdown` waits 5 seconds for a handler that never returns", async () => {
+test({ needs: "net" }, "The server stops: `shutdown` waits for 5 seconds at most", async () => {
   const gate = Promise.withResolvers<void>();
   const lines: string[] = [];
   const server = serve(() => gate.promise, { port: 0, log: (line) => lines.push(line) });
@@ -778,7 +800,7 @@ test({ needs: "net" }, "`await using` stops a server at the end of its block", a
   await using _next = serve(echo, { port });
 });
 
-test({ needs: "net" }, "a `signal` that aborts stops the server as `shutdown` does", async () => {
+test({ needs: "net" }, "The server stops: `signal` stops it as `shutdown` does", async () => {
   const stop = new AbortController();
   // More than the kernel takes, so that most of it waits in the server.
   const count = 20;

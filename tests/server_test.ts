@@ -103,7 +103,7 @@ test({ needs: "net" }, "any path will do, with any query", async () => {
   }
 });
 
-test({ needs: "run" }, "GET / and HEAD / serve the page, all else is told to upgrade", async () => {
+test({ needs: "run" }, "A request is no handshake: GET / gets the page, others 426", async () => {
   await using server = await Script.server("server.ts");
   const page = await Deno.readTextFile(new URL("../client.html", import.meta.url)).catch(() => "");
   const root = server.url.replace("ws:", "http:") + "/";

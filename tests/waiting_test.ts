@@ -234,7 +234,7 @@ test({ needs: "net" }, "20 clients that all send 50 messages at once hear 1,000"
 
 test(
   { needs: "net" },
-  "empty messages close nobody, however many there are and however long it takes",
+  "Empty messages: they close nobody, however many there are and however long it takes",
   async () => {
     const now = performance.now;
     try {
@@ -278,7 +278,7 @@ test(
   },
 );
 
-test({ needs: "net" }, "a client that reads slowly stays, however long it takes", async () => {
+test({ needs: "net" }, "Slow clients: one that reads stays, however long it takes", async () => {
   await using server = startWatched(onDemand, { idleTimeout: 0.8 });
   using reader = await RawClient.upgraded(server.port);
   await reader.write(frame(TEXT, "30 1000000"));
@@ -356,7 +356,7 @@ Deno.test("a broadcast to very many who take nothing yet takes little time", () 
 
 test(
   { needs: "net" },
-  "a member of a room that never reads is dropped, and the others get every message on time",
+  "Slow clients: one that never reads is dropped, and the others get every message on time",
   async () => {
     await using room = startRoom({ maxWaiting: 4 * MEBIBYTE });
     await using readers = await connect(room.url, 2);
@@ -388,7 +388,7 @@ test(
 
 test(
   { needs: "net" },
-  "clients that take nothing for half of that time have to go before one that speaks, even if they are the most",
+  "Slow clients: those that take nothing have to go before one that speaks, even if they are the most",
   async () => {
     await using room = startRoom({ maxWaiting: 16 * MEBIBYTE, idleTimeout: 4 });
     using sleepers = await connectRaw(room.port, 3);
@@ -412,7 +412,7 @@ test(
 
 test(
   { needs: "net" },
-  "a client that takes nothing for the time of `idleTimeout` is dropped, and told when it wakes up",
+  "A client takes nothing of what waits for it: after `idleTimeout` it gets 1008, when it wakes up",
   async () => {
     await using server = startWatched(onDemand, { idleTimeout: 0.6 });
     await using other = await TestClient.open(server.url);
@@ -466,7 +466,7 @@ test(
   },
 );
 
-test({ needs: "net" }, "a client that the runtime closes in vain is forgotten", async () => {
+test({ needs: "net" }, "A client does not answer the Close frame: it never gets it", async () => {
   const { upgradeWebSocket } = Deno;
   // The runtime's Close frame may wait for ever behind what the system does not take.
   Deno.upgradeWebSocket = (...given) => {
@@ -485,7 +485,7 @@ test({ needs: "net" }, "a client that the runtime closes in vain is forgotten", 
 
 test(
   { needs: "net" },
-  "a client that never answers Close is forgotten, its place is free again, and nothing is left of it",
+  "A client does not answer the Close frame: it is forgotten, and its place is free again",
   async () => {
     const closing: Handler = async (websocket) => {
       await websocket.receive();
@@ -503,7 +503,7 @@ test(
 
 test(
   { needs: "linux" },
-  "dropped clients leave no descriptor behind, whether they were silent or went on sending",
+  "Dropped clients: each keeps its descriptor until its connection ends, and no longer",
   async () => {
     await using server = await Script.server("broadcast_server.ts", "--max-waiting", "4000000");
     const port = Number(new URL(server.url).port);
@@ -526,6 +526,7 @@ test(
         await publish();
       }
       await left;
+      assert(countDescriptors(server) > before, "Its connection was cut: correct the README.");
       if (isSending) await client.write(frames(TEXT, "still here", 1_000)).catch(silent);
       client.connection.close();
     }
@@ -611,7 +612,7 @@ test({ needs: "net" }, "a log that sends its lines to all tells each drop once",
 
 test(
   { needs: "net" },
-  "a sender of more than a room can read is dropped, and all readers stay",
+  "Too much waits for all clients together: one that has sent it gets 1008, and all readers stay",
   async () => {
     await using room = startRoom({ maxWaiting: 8 * MEBIBYTE });
     await using readers = await connect(room.url, 20);
@@ -783,7 +784,7 @@ test(
 
 test(
   { needs: "net" },
-  "pushes are refused while too much waits, and cost no reader its place",
+  "Too much waits for all clients together: pushes get 503, and cost no reader its place",
   async () => {
     await using room = startRoom({ maxWaiting: 32 * MEBIBYTE });
     const body = "x".repeat(100_000);
@@ -824,7 +825,7 @@ test(
 
 test(
   { needs: "linux" },
-  "a handler that awaits `send` goes at the pace of its reader, and takes little memory",
+  "Pace: a handler that awaits `send` goes at the pace of its reader, and takes little memory",
   async () => {
     await using server = await startProcess(async (websocket) => {
       const piece = new Uint8Array(100_000);
@@ -845,7 +846,7 @@ test(
 
 test(
   { needs: "net" },
-  "a handler that takes its time holds only what its client has sent, also when the client is gone",
+  "Fast senders: what a handler has not read waits in memory, also when its client is gone",
   async () => {
     const count = 200;
     let handled = 0;

@@ -19,7 +19,9 @@ export class Inbox {
   /** What has arrived before that, with the oldest at the end: an array is slow to lose its first. */
   #unread: Message[] = [];
   #bytes = 0;
-  #reader?: PromiseWithResolvers<Read>;
+  /** The read that waits, and what settles it. */
+  #read?: Promise<Read>;
+  #settle?: (read: Read | Promise<never>) => void;
   #isEnded = false;
   /** What a read throws at the end. */
   #loss?: Error;
@@ -34,12 +36,13 @@ export class Inbox {
 
   /** Whether a read waits for the next message. */
   get isAwaited(): boolean {
-    return this.#reader !== undefined;
+    return this.#settle !== undefined;
   }
 
   /** Gives a message to the read that waits for it, or keeps it for the next one. */
   put(message: Message): void {
-    if (this.#reader) return this.#takeReader()?.resolve({ done: false, value: message });
+    const settle = this.#takeRead();
+    if (settle) return settle({ done: false, value: message });
     this.#arrived.push(message);
     this.#count(bytesOf(message) + UNREAD_COST);
   }
@@ -50,22 +53,19 @@ export class Inbox {
     if (value !== undefined) return Promise.resolve({ done: false, value });
     if (this.#loss) return Promise.reject(this.#loss);
     if (this.#isEnded) return Promise.resolve(END);
-    this.#reader = Promise.withResolvers();
-    return this.#reader.promise;
+    return this.#read = new Promise((resolve) => this.#settle = resolve);
   }
 
   /** Gives up a read if it waits still, so that the next message goes to the next read. */
   withdraw(read: Promise<Read> | undefined): void {
-    if (read && read === this.#reader?.promise) this.#takeReader()?.resolve(END);
+    if (read === this.#read) this.#takeRead()?.(END);
   }
 
   /** Lets nothing more in. Reads end when all is read: with `loss`, if there is one. */
   end(loss?: Error): void {
     this.#isEnded = true;
     this.#loss = loss;
-    const reader = this.#takeReader();
-    if (loss) reader?.reject(loss);
-    else reader?.resolve(END);
+    this.#takeRead()?.(loss ? Promise.reject(loss) : END);
   }
 
   /** Forgets what was not read. */
@@ -85,10 +85,10 @@ export class Inbox {
     return message;
   }
 
-  #takeReader() {
-    const reader = this.#reader;
-    this.#reader = undefined;
-    return reader;
+  #takeRead() {
+    const settle = this.#settle;
+    this.#read = this.#settle = undefined;
+    return settle;
   }
 
   #count(bytes: number) {

@@ -73,21 +73,20 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
     // A handler that parses such a URL would fail, and the log would show it with its token.
     if (!URL.canParse(request.url)) return refuse(400, "The Host of the request can't be read.");
     if (stopping.signal.aborted) return refuse(503, "The server is shutting down.", RETRY_AFTER);
-    const refusal = refuseRequest(request);
-    if (refusal) return refusal;
-    if (isHandshake(request)) return decide(request, info);
+    if (isHandshake(request)) {
+      return refuseHandshake(request) ?? refuseClient(request) ?? decide(request, info, upgrade);
+    }
+    if (mayHaveBody(request)) {
+      const refusal = refuseClient(request) ?? refuseBody(request, maxMessage);
+      if (refusal) return refusal;
+    }
     const origin = request.headers.get("origin");
     // A page may read the answer only if it is let in, too.
     const readableBy = origin !== null && isKnownOrigin(origin, origins) ? origin : undefined;
     if (isPreflight(request) && options.processRequest) return answerPreflight(readableBy);
-    const response = decide(request, info);
+    const response = decide(request, info, askForUpgrade);
     if (response instanceof Response) return makeReadable(response, readableBy);
     return response.then((response) => makeReadable(response, readableBy));
-  }
-
-  function refuseRequest(request: Request): Response | undefined {
-    if (isHandshake(request)) return refuseHandshake(request) ?? refuseClient(request);
-    if (mayHaveBody(request)) return refuseClient(request) ?? refuseBody(request, maxMessage);
   }
 
   /** Refuses a client because of where it comes from, or because there is no room. */
@@ -107,21 +106,25 @@ export function serve(handler: Handler, options: ServeOptions = {}): Server {
     }
   }
 
-  /** Lets `processRequest` decide. Meanwhile the request counts as a client. */
-  function decide(request: Request, info: RequestInfo): Response | Promise<Response> {
+  /** Lets `processRequest` decide before `goOn`. Meanwhile the request counts as a client. */
+  function decide(
+    request: Request,
+    info: RequestInfo,
+    goOn: (request: Request, info: RequestInfo) => Response,
+  ): Response | Promise<Response> {
     const { processRequest } = options;
-    if (!processRequest) return accept(request, info);
+    if (!processRequest) return goOn(request, info);
     const response = askFirst(processRequest, request, info, requestLimits);
-    if (!(response instanceof Promise)) return response ?? accept(request, info);
+    if (!(response instanceof Promise)) return response ?? goOn(request, info);
     pending++;
-    return response.finally(() => pending--).then((response) => response ?? accept(request, info));
+    return response.finally(() => pending--).then((response) => response ?? goOn(request, info));
   }
 
-  function accept(request: Request, { remoteAddr }: RequestInfo): Response {
-    if (!isHandshake(request)) return askForUpgrade();
+  function upgrade(request: Request, { remoteAddr }: RequestInfo): Response {
     const subprotocol = selectSubprotocol(request, subprotocols);
-    // The runtime keeps the headers of a request only if they were looked at before the upgrade.
-    request.headers.entries().next();
+    // The runtime keeps the headers of a request only if somebody has looked at all of them before
+    // the upgrade. This is the look that costs least.
+    request.headers.getSetCookie();
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout });
     // The runtime's own option takes no offer without blanks between the names.
     if (subprotocol) response.headers.set("sec-websocket-protocol", subprotocol);

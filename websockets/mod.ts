@@ -17,7 +17,6 @@ export type { Close } from "./outbox.ts";
 export type { Sendable } from "./sendable.ts";
 export { type RunOptions, runServer, SERVER_FLAGS, SERVER_USAGE } from "./run_server.ts";
 export type { ServerFlags } from "./run_server.ts";
-export { Relay } from "./nats.ts";
 export { printMessage } from "./messages.ts";
 
 if (import.meta.main) {

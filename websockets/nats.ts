@@ -3,11 +3,11 @@
 // Text goes to the subject `SUBJECT.<room>.text` and binary to `SUBJECT.<room>.binary`, both as
 // they are, so that any program that speaks NATS can take part.
 
-import type { NatsConnection, Subscription } from "@nats-io/transport-node";
+import type { NatsConnection, Subscription } from "@nats-io/nats-core/internal";
 import { abortable, deadline, delay } from "@std/async";
 import type { Message } from "./connection.ts";
 import { unfailing, usageError } from "./lines.ts";
-import { Link, type LinkOptions } from "./nats_link.ts";
+import { Link, type LinkOptions } from "./nats/link.ts";
 import type { Server } from "./serve.ts";
 
 /** Milliseconds that a newcomer waits at the most until its room is joined. */

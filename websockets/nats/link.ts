@@ -1,6 +1,6 @@
-// The way to NATS: a connection of nats.js, which is made anew whenever it is lost.
+// The way to NATS: connections of nats.js, each in the place of one that was lost.
 
-import type { NatsConnection } from "@nats-io/nats-core/internal";
+import type { NatsConnection, NatsConnectionImpl } from "@nats-io/nats-core/internal";
 import { delay } from "@std/async";
 import { unescape } from "node:querystring";
 import { type Log, printable, usageError } from "../lines.ts";
@@ -8,135 +8,45 @@ import { SocketTransport } from "./transport.ts";
 
 /** The name is no literal where it is imported, because Deno would fetch it before it is needed. */
 const PACKAGE: string = "@nats-io/nats-core/internal";
-/** Milliseconds that NATS gets to let a server in, and to take what waits when a server stops. */
-const TIMEOUT = 3_000;
-/** Milliseconds between pings: a NATS that vanished is noticed when two were not answered. */
-const PING_INTERVAL = 5_000;
-/** Milliseconds between two attempts to reach a NATS that was lost. */
-const RECONNECT_WAIT = 1_000;
 
-/** How to reach NATS. The times are by default the constants of the same name. */
+/** How to reach NATS. All times are in milliseconds. */
 export interface LinkOptions {
   /** Where NATS is: `nats://user:password@localhost:4222`, or `tls://token@example.com`. */
   url: string;
   log: Log;
+  /** What NATS gets to let a server in, and to take what waits when a server stops (3,000). */
   timeout?: number;
+  /** Between pings: a NATS that vanished is noticed when two were not answered (5,000). */
   pingInterval?: number;
+  /** Between two attempts to reach a NATS that was lost (1,000). */
   reconnectWait?: number;
 }
 
-/** The way to NATS, which is found again when it is lost. */
-export class Link {
-  /** Aborted when this server leaves NATS. */
-  readonly closing = new AbortController();
-  #lost = new AbortController();
-  #followed?: Promise<void>;
-  /** When the other servers have had the time to come back to a NATS that was lost. */
-  #settledAt = 0;
-
-  private constructor(readonly options: Required<LinkOptions>, private current: NatsConnection) {}
-
-  /**
-   * Connects to NATS.
-   *
-   * @throws {Error} if NATS does not let this server in: the message says what to do.
-   * @throws {Deno.errors.NotCapable} without the permission to connect.
-   */
-  static async open(given: LinkOptions): Promise<Link> {
-    const times = { timeout: TIMEOUT, pingInterval: PING_INTERVAL, reconnectWait: RECONNECT_WAIT };
-    const url = URL.parse(given.url);
-    if (!url || !/^(nats|tls):$/.test(url.protocol) || url.host === "") {
-      throw usageError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
-    }
-    url.port ||= "4222";
-    const options = { ...times, ...given, url: url.href };
-    return new Link(options, await connectTo(url.host, options));
+/**
+ * Where NATS is, with its port.
+ *
+ * @throws {Error} a `usageError` if it is no URL of NATS.
+ */
+export function parseUrl(text: string): URL {
+  const url = URL.parse(text);
+  if (!url || !/^(nats|tls):$/.test(url.protocol) || url.host === "") {
+    throw usageError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
   }
-
-  /** The connection, if NATS is there as far as this side knows. */
-  get nats(): NatsConnection | undefined {
-    return this.current.isClosed() ? undefined : this.current;
-  }
-
-  /** Aborts when the connection is lost: a `flush` of nats.js then waits for ever. */
-  get lost(): AbortSignal {
-    return this.#lost.signal;
-  }
-
-  /** Milliseconds that the other servers may need until they are back, too. */
-  get pause(): number {
-    return Math.max(0, this.#settledAt - performance.now());
-  }
-
-  /** Connects again whenever NATS is lost, and tells when it is `back` or refuses a message. */
-  follow(back: () => void, refuse: () => void): void {
-    this.#followed = this.#follow(back, refuse);
-  }
-
-  /** Leaves NATS. It may be called more than once. */
-  async close(): Promise<void> {
-    this.closing.abort();
-    await this.current.close();
-    await this.#followed;
-  }
-
-  async #follow(back: () => void, refuse: () => void) {
-    const { log, timeout, reconnectWait } = this.options;
-    while (true) {
-      this.#tellErrors(refuse);
-      const { message } = await this.current.closed() ?? new Error("it has hung up");
-      this.#lost.abort();
-      if (!this.closing.signal.aborted) {
-        log(`NATS is lost (${printable(message.trim())}): local clients go on, reconnecting.`);
-        await this.#reconnect();
-      }
-      if (this.closing.signal.aborted) return await this.current.close();
-      this.#lost = new AbortController();
-      log("NATS is back.");
-      // Another server may be in an attempt that began just before, and need one more.
-      this.#settledAt = performance.now() + timeout + 2 * reconnectWait;
-      back();
-    }
-  }
-
-  /** Tries NATS, and the other servers of its cluster, until one of them answers. */
-  async #reconnect() {
-    const { url, reconnectWait, log } = this.options;
-    const { signal } = this.closing;
-    const others = this.current.getServers().map(({ listen }) => listen);
-    const told = new Set<string>();
-    while (!this.nats) {
-      await delay(reconnectWait, { signal }).catch(() => {});
-      for (const host of new Set([new URL(url).host, ...others])) {
-        if (signal.aborted || this.nats) return;
-        try {
-          this.current = await connectTo(host, this.options);
-        } catch (error) {
-          const { message } = error as Error;
-          // Most attempts end as others did.
-          if (!told.has(message) && !signal.aborted) log(message);
-          told.add(message);
-        }
-      }
-    }
-  }
-
-  async #tellErrors(refuse: () => void) {
-    for await (const status of this.current.status()) {
-      if (status.type !== "error") continue;
-      const { message } = status.error;
-      this.options.log(`NATS: ${printable(message)}`);
-      if (message.startsWith("Permissions Violation for Publish")) refuse();
-    }
-  }
+  url.port ||= "4222";
+  return url;
 }
 
-/** Connects to one server of NATS: the one in the URL, or another one of its cluster. */
-async function connectTo(
-  host: string,
+/**
+ * Connects to a server of NATS: the one in the URL, or another one of its cluster.
+ *
+ * @throws {Error} if NATS does not let this server in: the message says what to do.
+ * @throws {Deno.errors.NotCapable} without the permission to connect.
+ */
+export async function connectNats(
   { url, timeout, pingInterval }: Required<LinkOptions>,
+  host = parseUrl(url).host,
 ): Promise<NatsConnection> {
-  const { protocol, username, password } = new URL(url);
+  const { protocol, username, password } = parseUrl(url);
   const [user, pass] = [unescape(username), unescape(password)];
   const nats: typeof import("@nats-io/nats-core/internal") = await import(PACKAGE);
   nats.setTransportFactory({ factory: () => new SocketTransport() });
@@ -166,7 +76,39 @@ function describeFailure({ name, message }: Error): string {
   if (/^Auth/.test(message)) advice = "put user:password@ or token@ before the host";
   let reason = printable(message).replace(/ \(os error.*/, "");
   if (name === "TimeoutError") reason = "no answer in time";
-  // nats.js calls it refused when NATS hangs up without a reason.
+  // So nats.js calls a NATS that hangs up without a reason.
   if (name === "ConnectionError") reason = "it has hung up";
   return `(${reason}): ${advice}.`;
+}
+
+/**
+ * Waits until NATS is lost, and then tries it and the other servers of its cluster until one of
+ * them answers. Gives no connection if `closing` aborts before that.
+ */
+export async function reconnectNats(
+  lost: NatsConnection,
+  options: Required<LinkOptions>,
+  closing: AbortSignal,
+): Promise<NatsConnection | undefined> {
+  const { url, log, reconnectWait } = options;
+  const { message } = await lost.closed() ?? new Error("it has hung up");
+  // nats.js leaves waiting who waits for NATS to confirm something.
+  (lost as NatsConnectionImpl).protocol.resetOutbound();
+  if (closing.aborted) return;
+  log(`NATS is lost (${printable(message.trim())}): local clients go on, reconnecting.`);
+  const hosts = new Set([parseUrl(url).host, ...lost.getServers().map(({ listen }) => listen)]);
+  const told = new Set<string>();
+  while (true) {
+    await delay(reconnectWait, { signal: closing }).catch(() => {});
+    for (const host of hosts) {
+      if (closing.aborted) return;
+      const nats = await connectNats(options, host).catch(({ message }: Error) => {
+        // Most attempts end as others did.
+        if (!told.has(message) && !closing.aborted) log(message);
+        told.add(message);
+      });
+      if (closing.aborted) return void await nats?.close();
+      if (nats) return nats;
+    }
+  }
 }

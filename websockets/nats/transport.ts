@@ -2,68 +2,64 @@
 
 import type { ConnectionOptions, Server, Transport } from "@nats-io/nats-core/internal";
 
-/** Bytes that are read at once. */
-const READ_SIZE = 64 * 1024;
-/** Bytes of the greeting at the most. In a large cluster, it has the address of each server. */
-const MAX_GREETING = 64 * 1024;
+/** Bytes that are read at once. The greeting has to fit: in a large cluster, it names all servers. */
+const BUFFER_SIZE = 64 * 1024;
 const LINE_FEED = 10;
 
 /** A connection that nats.js opens, uses and closes. */
 export class SocketTransport implements Transport {
   readonly lang = "nats.js";
   readonly version = "3.4.0";
-  /** Why the connection has ended, if NATS has not just hung up. */
+  /** Why the connection has ended, unless NATS has hung up. */
   closeError?: Error;
   readonly #closing = new AbortController();
   readonly #ended = Promise.withResolvers<void>();
-  readonly #buffer = new Uint8Array(READ_SIZE);
-  #connection?: Deno.TcpConn | Deno.TlsConn;
+  readonly #buffer = new Uint8Array(BUFFER_SIZE);
   #greeting = new Uint8Array();
-  #isEncrypted = false;
+  #connection?: Deno.TcpConn | Deno.TlsConn;
   #sent = Promise.resolve();
 
   /**
-   * Connects, and reads the greeting, in which NATS says whether it wants TLS.
+   * Connects, and reads the greeting, which says whether NATS wants TLS.
    *
-   * @throws {Error} if it is no NATS, or the certificate can't be trusted.
+   * @throws {Error} if it is no NATS, or its certificate can't be trusted.
    * @throws {Deno.errors.NotCapable} without the permission to connect.
    */
   async connect({ hostname, port, tlsName }: Server, { tls }: ConnectionOptions): Promise<void> {
     const { signal } = this.#closing;
     const connection = this.#use(await Deno.connect({ hostname, port, signal }));
     connection.setNoDelay();
-    const line = await this.#readGreeting(connection);
+    const length = await this.#readLine(connection);
+    const end = this.#buffer.indexOf(LINE_FEED) + 1;
+    const line = new TextDecoder().decode(this.#buffer.subarray(0, end));
+    if (!line.startsWith("INFO ")) throw new Error("it is something else");
     const { tls_required, tls_available } = JSON.parse(line.slice("INFO ".length));
     if (tls && !tls_required && !tls_available) throw new Error("it offers no TLS");
-    if (!tls && !tls_required) return;
-    // What came behind the greeting was not encrypted, so it is not from NATS.
-    this.#greeting = new TextEncoder().encode(line);
-    // A server that NATS itself has named by an address has a certificate for the name in the URL.
+    const isSecure = tls || tls_required;
+    // nats.js reads the greeting again. What came behind it without TLS may be from somebody else.
+    this.#greeting = this.#buffer.slice(0, isSecure ? end : length);
+    if (!isSecure) return;
+    // A server whose address NATS has told has a certificate for the name that is in the URL.
     const secure = await Deno.startTls(connection, { hostname: tlsName || hostname });
     await this.#use(secure).handshake();
-    this.#isEncrypted = true;
   }
 
   /** Keeps a connection, unless nats.js has given up meanwhile. */
   #use<Connection extends Deno.TcpConn | Deno.TlsConn>(connection: Connection): Connection {
     this.#connection = connection;
-    if (this.isClosed) connection.close();
+    if (this.isClosed) this.discard();
     return connection;
   }
 
-  /** Reads the line that NATS begins with. It is kept for nats.js, with all that came behind it. */
-  async #readGreeting(connection: Deno.TcpConn): Promise<string> {
-    const bytes = new Uint8Array(MAX_GREETING);
+  /** Fills the buffer until there is a line in it, and gives the number of bytes. */
+  async #readLine(connection: Deno.TcpConn): Promise<number> {
     let length = 0;
-    while (length < bytes.length && !bytes.includes(LINE_FEED)) {
-      const count = await connection.read(bytes.subarray(length));
+    while (length < BUFFER_SIZE && !this.#buffer.includes(LINE_FEED)) {
+      const count = await connection.read(this.#buffer.subarray(length));
       if (count === null) throw new Error("it has hung up");
       length += count;
     }
-    const line = new TextDecoder().decode(bytes.subarray(0, bytes.indexOf(LINE_FEED) + 1));
-    if (!line.startsWith("INFO ")) throw new Error("it is something else");
-    this.#greeting = bytes.slice(0, length);
-    return line;
+    return length;
   }
 
   /** All that NATS sends, from the greeting on. */
@@ -72,32 +68,26 @@ export class SocketTransport implements Transport {
     try {
       for (; bytes.length > 0; bytes = await this.#read()) yield bytes;
     } finally {
-      if (bytes.length > 0) await this.#endUnread(bytes);
+      if (bytes.length > 0) {
+        this.#end(new Error(`not understood: ${new TextDecoder().decode(bytes)}`));
+        // nats.js stops reading when it does not understand something, and waits for this before
+        // it prints all of it, raw. So this is never done.
+        await new Promise(() => {});
+      }
     }
   }
 
   /** Reads what has arrived, which is nothing at the end. */
   async #read(): Promise<Uint8Array> {
     const reading = this.#connection?.read(this.#buffer);
-    const count = await reading?.catch((error) => this.#end(error));
-    if (!count) this.#end();
-    // nats.js may keep it.
-    return this.#buffer.slice(0, count ?? 0);
-  }
-
-  /**
-   * Ends the connection, because nats.js stopped reading at something that it does not understand.
-   * nats.js would then print an error with all of it, raw. It waits for this first, which is never
-   * done.
-   */
-  #endUnread(bytes: Uint8Array): Promise<never> {
-    this.#end(new Error(`not understood: ${new TextDecoder().decode(bytes)}`));
-    return new Promise(() => {});
+    const count = await reading?.catch((error) => this.#end(error)) ?? 0;
+    if (count === 0) this.#end();
+    return this.#buffer.slice(0, count);
   }
 
   /** Sends bytes after those that were to be sent before. */
   send(frame: Uint8Array): void {
-    // The reader learns of an error as well, after all that has still arrived.
+    // Reading fails as well where writing fails, after all that has still arrived.
     this.#sent = this.#sent.then(() => this.#write(frame)).catch(() => {});
   }
 
@@ -107,7 +97,7 @@ export class SocketTransport implements Transport {
     }
   }
 
-  /** Ends the connection, and tells nats.js, which does not know of it yet. */
+  /** Closes the connection, and tells nats.js, which does not know of the end yet. */
   #end(reason?: Error) {
     if (this.isClosed) return;
     this.closeError = reason;
@@ -115,13 +105,13 @@ export class SocketTransport implements Transport {
     this.#ended.resolve();
   }
 
-  /** Called by nats.js when two of its pings were not answered. What is being sent is given up. */
+  /** Called by nats.js when two pings were not answered. What is being sent is given up. */
   disconnect(): void {
     this.#end(new Error("it does not answer"));
   }
 
-  close(): Promise<void> {
-    return Promise.resolve(this.discard());
+  async close(): Promise<void> {
+    await this.discard();
   }
 
   discard(): void {
@@ -129,16 +119,16 @@ export class SocketTransport implements Transport {
     this.#connection?.[Symbol.dispose]();
   }
 
-  /** Done when the connection has ended other than by nats.js. */
+  /** Done when the connection has ended, unless nats.js itself has closed it. */
   closed(): Promise<void> {
     return this.#ended.promise;
   }
 
-  isEncrypted(): boolean {
-    return this.#isEncrypted;
-  }
-
   get isClosed(): boolean {
     return this.#closing.signal.aborted;
+  }
+
+  isEncrypted(): boolean {
+    return this.#connection !== undefined && "handshake" in this.#connection;
   }
 }

@@ -70,12 +70,17 @@ export class Relay {
    * @throws {Deno.errors.NotCapable} without the permission to connect to NATS.
    */
   static async connect(given: RelayOptions): Promise<Relay> {
-    const times = { timeout: 3_000, pingInterval: 5_000, reconnectWait: 1_000 };
-    const options = { ...times, ...given, log: unfailing(given.log) };
-    if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(options.subject)) {
-      throw usageError(`A NATS subject is words with dots between them, not "${options.subject}".`);
+    const url = URL.parse(given.url);
+    if (!url || !/^(nats|tls):$/.test(url.protocol) || url.host === "") {
+      throw usageError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
     }
-    return new Relay(options, await connectNats(options));
+    if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(given.subject)) {
+      throw usageError(`A NATS subject is words with dots between them, not "${given.subject}".`);
+    }
+    url.port ||= "4222";
+    const times = { timeout: 3_000, pingInterval: 5_000, reconnectWait: 1_000 };
+    const options = { ...times, ...given, url: url.href, log: unfailing(given.log) };
+    return new Relay(options, await connectNats(url.host, options));
   }
 
   /** What waits for NATS counts in the budget of this server. Where it is full, nothing is taken. */
@@ -93,7 +98,7 @@ export class Relay {
     while (true) {
       this.#tellErrors();
       const nats = await reconnectNats(this.#nats, this.#options, this.#closing.signal);
-      if (!nats) return;
+      if (!nats || this.#closing.signal.aborted) return await nats?.close();
       log("NATS is back.");
       this.#nats = nats;
       for (const [name, room] of this.#rooms) Object.assign(room, this.#join(name));
@@ -149,7 +154,12 @@ export class Relay {
     if (!isText && !subject.endsWith(".binary")) return;
     if (this.#outgoing.budget?.isFull) return void this.#leaveOut();
     // It is a copy, so that a handler may keep it without all that was read beside it.
-    this.#options.receive(name, isText ? this.#decoder.decode(data) : new Uint8Array(data).buffer);
+    const message = isText ? this.#decoder.decode(data) : new Uint8Array(data).buffer;
+    try {
+      this.#options.receive(name, message);
+    } catch (error) {
+      this.#options.log(`A message of another server was not received. ${error}`);
+    }
   }
 
   /** Counts a message that is not taken, and tells how many they are a little later. */
@@ -170,10 +180,9 @@ export class Relay {
 
   /** Publishes what still waits, counts what NATS does not take within `timeout`, and leaves. */
   async close(): Promise<void> {
-    await this.#outgoing.finish(this.#options.timeout);
+    await this.#outgoing.close(this.#options.timeout);
     this.#closing.abort();
     await this.#nats.close();
     await this.#followed;
-    this.#outgoing.close();
   }
 }

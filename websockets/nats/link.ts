@@ -3,7 +3,7 @@
 import type { NatsConnection, NatsConnectionImpl } from "@nats-io/nats-core/internal";
 import { delay } from "@std/async";
 import { unescape } from "node:querystring";
-import { type Log, printable, usageError } from "../lines.ts";
+import { type Log, printable } from "../lines.ts";
 import { SocketTransport } from "./transport.ts";
 
 /** The name is no literal where it is imported, because Deno would fetch it before it is needed. */
@@ -23,30 +23,16 @@ export interface LinkOptions {
 }
 
 /**
- * Where NATS is, with its port.
- *
- * @throws {Error} a `usageError` if it is no URL of NATS.
- */
-export function parseUrl(text: string): URL {
-  const url = URL.parse(text);
-  if (!url || !/^(nats|tls):$/.test(url.protocol) || url.host === "") {
-    throw usageError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
-  }
-  url.port ||= "4222";
-  return url;
-}
-
-/**
  * Connects to a server of NATS: the one in the URL, or another one of its cluster.
  *
  * @throws {Error} if NATS does not let this server in: the message says what to do.
  * @throws {Deno.errors.NotCapable} without the permission to connect.
  */
 export async function connectNats(
+  host: string,
   { url, timeout, pingInterval }: Required<LinkOptions>,
-  host = parseUrl(url).host,
 ): Promise<NatsConnection> {
-  const { protocol, username, password } = parseUrl(url);
+  const { protocol, username, password } = new URL(url);
   const [user, pass] = [unescape(username), unescape(password)];
   const nats: typeof import("@nats-io/nats-core/internal") = await import(PACKAGE);
   nats.setTransportFactory({ factory: () => new SocketTransport() });
@@ -83,7 +69,7 @@ function describeFailure({ name, message }: Error): string {
 
 /**
  * Waits until NATS is lost, and then tries it and the other servers of its cluster until one of
- * them answers. Gives no connection if `closing` aborts before that.
+ * them answers, or `closing` aborts.
  */
 export async function reconnectNats(
   lost: NatsConnection,
@@ -96,18 +82,17 @@ export async function reconnectNats(
   (lost as NatsConnectionImpl).protocol.resetOutbound();
   if (closing.aborted) return;
   log(`NATS is lost (${printable(message.trim())}): local clients go on, reconnecting.`);
-  const hosts = new Set([parseUrl(url).host, ...lost.getServers().map(({ listen }) => listen)]);
+  const hosts = new Set([new URL(url).host, ...lost.getServers().map(({ listen }) => listen)]);
   const told = new Set<string>();
   while (true) {
     await delay(reconnectWait, { signal: closing }).catch(() => {});
     for (const host of hosts) {
       if (closing.aborted) return;
-      const nats = await connectNats(options, host).catch(({ message }: Error) => {
+      const nats = await connectNats(host, options).catch(({ message }: Error) => {
         // Most attempts end as others did.
         if (!told.has(message) && !closing.aborted) log(message);
         told.add(message);
       });
-      if (closing.aborted) return void await nats?.close();
       if (nats) return nats;
     }
   }

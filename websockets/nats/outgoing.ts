@@ -29,7 +29,8 @@ export class Outgoing {
 
   /** Bytes of the largest message that NATS takes. */
   get maxMessage(): number {
-    return this.nats.info?.max_payload ?? Infinity;
+    const { max_payload = Infinity } = this.nats.info ?? {};
+    return max_payload > 0 ? max_payload : Infinity;
   }
 
   get #pause(): number {
@@ -108,14 +109,13 @@ export class Outgoing {
     this.#lost = 0;
   }
 
-  /** Waits until nothing waits, for `timeout` milliseconds at the most. */
-  async finish(timeout: number): Promise<void> {
+  /** Publishes what still waits for `timeout` milliseconds at the most, and counts the rest. */
+  async close(timeout: number): Promise<void> {
     await deadline(this.#published, this.#pause + timeout).catch(() => {});
-  }
-
-  /** Tells how much was lost, with what still waits. */
-  close(): void {
-    this.#lost += this.#waiting.length;
+    for (const { done } of this.#waiting.splice(0)) {
+      this.#lost++;
+      done();
+    }
     this.#report();
   }
 }

@@ -17,7 +17,7 @@ export class SocketTransport implements Transport {
   readonly #buffer = new Uint8Array(BUFFER_SIZE);
   #greeting = new Uint8Array();
   #connection?: Deno.TcpConn | Deno.TlsConn;
-  #sent = Promise.resolve();
+  #writer?: WritableStreamDefaultWriter<Uint8Array>;
 
   /**
    * Connects, and reads the greeting, which says whether NATS wants TLS.
@@ -38,10 +38,12 @@ export class SocketTransport implements Transport {
     const isSecure = tls || tls_required;
     // nats.js reads the greeting again. What came behind it without TLS may be from somebody else.
     this.#greeting = this.#buffer.slice(0, isSecure ? end : length);
-    if (!isSecure) return;
-    // A server whose address NATS has told has a certificate for the name that is in the URL.
-    const secure = await Deno.startTls(connection, { hostname: tlsName || hostname });
-    await this.#use(secure).handshake();
+    if (isSecure) {
+      // A server whose address NATS has told has a certificate for the name that is in the URL.
+      const secure = await Deno.startTls(connection, { hostname: tlsName || hostname });
+      await this.#use(secure).handshake();
+    }
+    this.#writer = this.#connection?.writable.getWriter();
   }
 
   /** Keeps a connection, unless nats.js has given up meanwhile. */
@@ -70,8 +72,8 @@ export class SocketTransport implements Transport {
     } finally {
       if (bytes.length > 0) {
         this.#end(new Error(`not understood: ${new TextDecoder().decode(bytes)}`));
-        // nats.js stops reading when it does not understand something, and waits for this before
-        // it prints all of it, raw. So this is never done.
+        // nats.js stops reading at what it does not understand. It waits for this, and would then
+        // print all of it, raw. So this is never done.
         await new Promise(() => {});
       }
     }
@@ -85,16 +87,9 @@ export class SocketTransport implements Transport {
     return this.#buffer.slice(0, count);
   }
 
-  /** Sends bytes after those that were to be sent before. */
   send(frame: Uint8Array): void {
     // Reading fails as well where writing fails, after all that has still arrived.
-    this.#sent = this.#sent.then(() => this.#write(frame)).catch(() => {});
-  }
-
-  async #write(frame: Uint8Array) {
-    while (frame.length > 0 && this.#connection && !this.isClosed) {
-      frame = frame.subarray(await this.#connection.write(frame));
-    }
+    this.#writer?.write(frame).catch(() => {});
   }
 
   /** Closes the connection, and tells nats.js, which does not know of the end yet. */
@@ -110,8 +105,8 @@ export class SocketTransport implements Transport {
     this.#end(new Error("it does not answer"));
   }
 
-  async close(): Promise<void> {
-    await this.discard();
+  close(): Promise<void> {
+    return Promise.resolve(this.discard());
   }
 
   discard(): void {

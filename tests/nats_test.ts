@@ -607,6 +607,17 @@ natsTest("while NATS is away all goes on, and is relayed later or counted", asyn
   assertEquals(there.messages.all.length, 63 + 1);
 });
 
+natsTest("what waits for NATS waits until the other servers are back, too", async (broker) => {
+  await using here = await startRelay(broker.url);
+  await using there = await startRelay(broker.url, { reconnectWait: 400 });
+  await there.enter("");
+  await broker.stop();
+  await Promise.all([heard(here.lines, LOST), heard(there.lines, LOST)]);
+  here.publish("", "away");
+  await broker.start();
+  assertEquals(await there.messages.next(), { room: "", data: "away" });
+});
+
 const BURSTS = [[40, 1_000_000], [200, 100_000], [50_000, 400]];
 natsTest("while NATS is there, all of a burst arrives, in order", async (broker) => {
   await using scripts = await together(

@@ -94,6 +94,14 @@ class Broker implements AsyncDisposable {
     });
   }
 
+  /** Waits until it knows another server of its cluster. */
+  async isRouted(): Promise<void> {
+    await retry(async () => {
+      const answer = await fetch(`http://127.0.0.1:${this.#monitor}/routez`);
+      assert((await answer.json()).num_routes > 0, "There is no route.");
+    }, { minTimeout: 20, maxTimeout: 20, maxAttempts: 500 });
+  }
+
   /** Makes it stand still. A busy system takes a while to do so. */
   async pause(): Promise<void> {
     this.#process?.kill("SIGSTOP");
@@ -865,6 +873,24 @@ natsTest("another server of NATS's cluster takes over", async (broker) => {
   await there.messages.next(({ data }) => data === "the end");
 });
 
+natsTest("its other servers need a certificate for the host in the URL, too", async (broker) => {
+  await using certificate = await createCertificate("DNS:localhost");
+  const { cert, key } = certificate;
+  await using second = new Broker();
+  await broker.stop();
+  const tls = ["--tls", "--tlscert", cert, "--tlskey", key, "--cluster_name", "c", "--cluster"];
+  const [port, secondPort] = [freePort(), freePort()];
+  await broker.start(...tls, `nats://127.0.0.1:${port}`);
+  const route = ["--routes", `nats://127.0.0.1:${port}`];
+  await second.start(...tls, `nats://127.0.0.1:${secondPort}`, ...route);
+  await broker.isRouted();
+  const flags = ["--port", "0", "--nats", `tls://localhost:${broker.port}`];
+  await using script = new Script("broadcast_server.ts", flags, ["--allow-net", `--cert=${cert}`]);
+  await script.prints(/ws:/);
+  await broker.stop();
+  await heard(script.lines, "NATS is back.");
+});
+
 test(
   { needs: "net" },
   "what another program sends in place of NATS is told in the log, disarmed",
@@ -920,8 +946,8 @@ test({ needs: "net" }, "a connection that nats.js reads no more is closed", asyn
     return readUpTo("nothing", connection).finally(() => ended.resolve());
   });
   const transport = new SocketTransport();
-  const server = { hostname: "127.0.0.1", port, tlsName: "" };
-  await transport.connect(server as Server, {});
+  const host = "127.0.0.1";
+  await transport.connect({ hostname: host, port } as Server, { host });
   const reading = transport[Symbol.asyncIterator]();
   assertEquals(new TextDecoder().decode((await reading.next()).value), GREETING);
   // This is what the end of its loop by an error does.

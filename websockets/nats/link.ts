@@ -4,7 +4,7 @@ import type { NatsConnection, NatsConnectionImpl } from "@nats-io/nats-core/inte
 import { delay } from "@std/async";
 import { unescape } from "node:querystring";
 import { type Log, printable } from "../lines.ts";
-import { SocketTransport } from "./transport.ts";
+import { type SocketOptions, SocketTransport } from "./transport.ts";
 
 /** The name is no literal where it is imported, because Deno would fetch it before it is needed. */
 const PACKAGE: string = "@nats-io/nats-core/internal";
@@ -32,22 +32,24 @@ export async function connectNats(
   host: string,
   { url, timeout, pingInterval }: Required<LinkOptions>,
 ): Promise<NatsConnection> {
-  const { protocol, username, password } = new URL(url);
+  const { protocol, hostname, username, password } = new URL(url);
   const [user, pass] = [unescape(username), unescape(password)];
   const nats: typeof import("@nats-io/nats-core/internal") = await import(PACKAGE);
   nats.setTransportFactory({ factory: () => new SocketTransport() });
+  const options: SocketOptions = {
+    servers: host,
+    // A name without a password is a token.
+    ...(pass ? { user, pass } : { token: user }),
+    tls: protocol === "tls:" ? {} : null,
+    host: hostname.replace(/^\[|\]$/g, ""),
+    // A server does not hear what it has said itself.
+    noEcho: true,
+    reconnect: false,
+    timeout,
+    pingInterval,
+  };
   try {
-    return await nats.NatsConnectionImpl.connect({
-      servers: host,
-      // A name without a password is a token.
-      ...(pass ? { user, pass } : { token: user }),
-      tls: protocol === "tls:" ? {} : null,
-      // A server does not hear what it has said itself.
-      noEcho: true,
-      reconnect: false,
-      timeout,
-      pingInterval,
-    });
+    return await nats.NatsConnectionImpl.connect(options);
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     throw new Error(`No NATS server at ${host} ${describeFailure(error as Error)}`);

@@ -6,6 +6,12 @@ import type { ConnectionOptions, Server, Transport } from "@nats-io/nats-core/in
 const BUFFER_SIZE = 64 * 1024;
 const LINE_FEED = 10;
 
+/** What nats.js hands on to its connections. */
+export interface SocketOptions extends ConnectionOptions {
+  /** The host that a certificate has to be for. */
+  host: string;
+}
+
 /** A connection that nats.js opens, uses and closes. */
 export class SocketTransport implements Transport {
   readonly lang = "nats.js";
@@ -25,7 +31,7 @@ export class SocketTransport implements Transport {
    * @throws {Error} if it is no NATS, or its certificate can't be trusted.
    * @throws {Deno.errors.NotCapable} without the permission to connect.
    */
-  async connect({ hostname, port, tlsName }: Server, { tls }: ConnectionOptions): Promise<void> {
+  async connect({ hostname, port }: Server, { tls, host }: SocketOptions): Promise<void> {
     const { signal } = this.#closing;
     const connection = this.#use(await Deno.connect({ hostname, port, signal }));
     connection.setNoDelay();
@@ -36,11 +42,10 @@ export class SocketTransport implements Transport {
     const { tls_required, tls_available } = JSON.parse(line.slice("INFO ".length));
     if (tls && !tls_required && !tls_available) throw new Error("it offers no TLS");
     const isSecure = tls || tls_required;
-    // nats.js reads the greeting again. What came behind it without TLS may be from somebody else.
+    // nats.js reads the greeting again. What came behind it, before TLS, may be from somebody else.
     this.#greeting = this.#buffer.slice(0, isSecure ? end : length);
     if (isSecure) {
-      // A server whose address NATS has told has a certificate for the name that is in the URL.
-      const secure = await Deno.startTls(connection, { hostname: tlsName || hostname });
+      const secure = await Deno.startTls(connection, { hostname: host });
       await this.#use(secure).handshake();
     }
     this.#writer = this.#connection?.writable.getWriter();

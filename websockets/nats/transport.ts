@@ -32,8 +32,8 @@ export class SocketTransport implements Transport {
    * @throws {Deno.errors.NotCapable} without the permission to connect.
    */
   async connect({ hostname, port }: Server, { tls, host }: SocketOptions): Promise<void> {
-    const { signal } = this.#closing;
-    const connection = this.#use(await Deno.connect({ hostname, port, signal }));
+    const connection = await Deno.connect({ hostname, port, signal: this.#closing.signal });
+    this.#connection = connection;
     connection.setNoDelay();
     const length = await this.#readLine(connection);
     const end = this.#buffer.indexOf(LINE_FEED) + 1;
@@ -46,16 +46,10 @@ export class SocketTransport implements Transport {
     this.#greeting = this.#buffer.slice(0, isSecure ? end : length);
     if (isSecure) {
       const secure = await Deno.startTls(connection, { hostname: host });
-      await this.#use(secure).handshake();
+      this.#connection = secure;
+      await secure.handshake();
     }
-    this.#writer = this.#connection?.writable.getWriter();
-  }
-
-  /** Keeps a connection, unless nats.js has given up meanwhile. */
-  #use<Connection extends Deno.TcpConn | Deno.TlsConn>(connection: Connection): Connection {
-    this.#connection = connection;
-    if (this.isClosed) this.discard();
-    return connection;
+    this.#writer = this.#connection.writable.getWriter();
   }
 
   /** Fills the buffer until there is a line in it, and gives the number of bytes. */

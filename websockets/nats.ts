@@ -8,8 +8,7 @@ import { deadline, delay } from "@std/async";
 import type { Message } from "./connection.ts";
 import { printable, unfailing, usageError } from "./lines.ts";
 import { connectNats, type LinkOptions, reconnectNats } from "./nats/link.ts";
-import { Outgoing } from "./nats/outgoing.ts";
-import type { Server } from "./serve.ts";
+import { type Budget, Outgoing } from "./nats/outgoing.ts";
 
 /** Milliseconds that a newcomer waits at the most until its room is joined. */
 const JOIN_TIMEOUT = 1_000;
@@ -84,7 +83,7 @@ export class Relay {
   }
 
   /** What waits for NATS counts in the budget of this server. Where it is full, nothing is taken. */
-  set server(server: Pick<Server, "isFull" | "countWaiting">) {
+  set server(server: Budget) {
     this.#outgoing.budget = server;
   }
 

@@ -64,7 +64,7 @@ function describeFailure({ name, message }: Error): string {
   if (/^Auth/.test(message)) advice = "put user:password@ or token@ before the host";
   let reason = printable(message).replace(/ \(os error.*/, "");
   if (name === "TimeoutError") reason = "no answer in time";
-  // So nats.js calls a NATS that hangs up without a reason.
+  // This is the error of nats.js when NATS hangs up without saying why.
   if (name === "ConnectionError") reason = "it has hung up";
   return `(${reason}): ${advice}.`;
 }
@@ -80,20 +80,20 @@ export async function reconnectNats(
 ): Promise<NatsConnection | undefined> {
   const { url, log, reconnectWait } = options;
   const { message } = await lost.closed() ?? new Error("it has hung up");
-  // nats.js leaves waiting who waits for NATS to confirm something.
+  // This ends what still waits for a confirmation of NATS. nats.js itself would let it wait.
   (lost as NatsConnectionImpl).protocol.resetOutbound();
   if (closing.aborted) return;
   log(`NATS is lost (${printable(message.trim())}): local clients go on, reconnecting.`);
   const hosts = new Set([new URL(url).host, ...lost.getServers().map(({ listen }) => listen)]);
-  const told = new Set<string>();
+  const told = new Map<string, string>();
   while (true) {
     await delay(reconnectWait, { signal: closing }).catch(() => {});
     for (const host of hosts) {
       if (closing.aborted) return;
       const nats = await connectNats(host, options).catch(({ message }: Error) => {
-        // Most attempts end as others did.
-        if (!told.has(message) && !closing.aborted) log(message);
-        told.add(message);
+        // Most attempts end as the one before.
+        if (told.get(host) !== message && !closing.aborted) log(message);
+        told.set(host, message);
       });
       if (nats) return nats;
     }

@@ -12,10 +12,12 @@ const BATCH = 1024 ** 2;
 /** Bytes that a message takes while it waits, beside its content. */
 const MESSAGE_COST = 128;
 
+/** Where what waits for NATS counts as well: the server whose clients have said it. */
+export type Budget = Pick<Server, "isFull" | "countWaiting">;
+
 /** What waits for NATS. */
 export class Outgoing {
-  /** What waits counts here, too. */
-  budget?: Pick<Server, "isFull" | "countWaiting">;
+  budget?: Budget;
   /** Nobody waits for one of these messages when it is `done`. */
   #waiting: { subject: string; bytes: Uint8Array; done(): void }[] = [];
   #waitingBytes = 0;

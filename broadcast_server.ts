@@ -8,8 +8,9 @@
 
 import { isUtf8 } from "node:buffer";
 import { parseArgs } from "node:util";
-import { type Connection, type Message, print, Relay, requireToken } from "websockets";
+import { type Connection, type Message, print, requireToken } from "websockets";
 import { log, runScript, runServer, SERVER_FLAGS, SERVER_USAGE } from "websockets";
+import { Relay } from "websockets/nats.ts";
 import page from "./client.html" with { type: "text" };
 
 /** The clients in each room, by its name. The common room is "", and an empty room has no entry. */

@@ -14,9 +14,6 @@ const LIBRARY = [
   ...["connection.ts", "handshake.ts", "options.ts", "listen.ts", "ask.ts", "serve.ts"],
   ...[
     "run_server.ts",
-    "nats_workarounds.ts",
-    "nats_link.ts",
-    "nats.ts",
     "failures.ts",
     "connect.ts",
     "messages.ts",
@@ -24,6 +21,8 @@ const LIBRARY = [
   ],
   ...["terminal.ts", "interact.ts", "pipe.ts", "command.ts"],
 ];
+/** The door to NATS and what it alone needs, in the same order. They are built upon the library. */
+const NATS = ["nats/transport.ts", "nats/link.ts", "nats/outgoing.ts", "nats.ts"];
 const SCRIPTS = ["server.ts", "client.ts", "broadcast_server.ts"];
 
 interface Dependency {
@@ -45,11 +44,10 @@ async function importsOf(file: string): Promise<Map<string, Dependency[]>> {
   return files;
 }
 
-test({ needs: "run" }, "inside the library, imports go one way", async () => {
-  const files = await importsOf("websockets/mod.ts");
-  assertEquals([...files.keys()].toSorted(), LIBRARY.map(inLibrary).toSorted());
-  for (const [index, name] of LIBRARY.entries()) {
-    const before = LIBRARY.slice(0, index).map(inLibrary);
+/** Each of these files may import those before it only. */
+function assertOneWay(files: Map<string, Dependency[]>, names: string[]) {
+  for (const [index, name] of names.entries()) {
+    const before = names.slice(0, index).map(inLibrary);
     for (const { code, isDynamic } of files.get(inLibrary(name)) ?? []) {
       const imported = code?.specifier.replace(ROOT, "") ?? "";
       // The door opens the command only when it is run itself.
@@ -57,6 +55,27 @@ test({ needs: "run" }, "inside the library, imports go one way", async () => {
       assert(before.includes(imported), `${name} imports ${imported}`);
     }
   }
+}
+
+test({ needs: "run" }, "inside the library, imports go one way", async () => {
+  const files = await importsOf("websockets/mod.ts");
+  assertEquals([...files.keys()].toSorted(), LIBRARY.map(inLibrary).toSorted());
+  assertOneWay(files, LIBRARY);
+});
+
+test({ needs: "run" }, "the door to NATS stands upon the library", async () => {
+  const files = await importsOf("websockets/nats.ts");
+  const own = [...files.keys()].filter((name) => name.startsWith(inLibrary("nats")));
+  assertEquals(own.toSorted(), NATS.map(inLibrary).toSorted());
+  assertOneWay(files, [...LIBRARY, ...NATS]);
+});
+
+test({ needs: "run" }, "a program with the library alone loads nothing of NATS", async () => {
+  const isNats = ({ specifier }: Dependency) => specifier.includes("nats");
+  const importsNats = async (file: string) =>
+    [...(await importsOf(file)).values()].flat().some(isNats);
+  assertEquals(await importsNats("websockets/mod.ts"), false);
+  assertEquals(await importsNats("broadcast_server.ts"), true);
 });
 
 test(
@@ -85,7 +104,7 @@ for (const script of SCRIPTS) {
       const dependencies = (await importsOf(script)).get(script) ?? [];
       assert(dependencies.some(({ specifier }) => specifier === "websockets"));
       const isKnown = (specifier: string) =>
-        ["websockets", "./client.html"].includes(specifier) || /^(@std\/|node:)/.test(specifier);
+        /^(websockets(\/nats\.ts)?|\.\/client\.html|@std\/.+|node:.+)$/.test(specifier);
       const others = dependencies.filter(({ specifier }) => !isKnown(specifier));
       assertEquals(others.map(({ specifier }) => specifier), []);
     },

@@ -19,7 +19,6 @@ export { type RetryOptions, whileAway } from "./reconnect.ts";
 export type { Sendable } from "./sendable.ts";
 export { type RunOptions, runServer, SERVER_FLAGS, SERVER_USAGE } from "./run_server.ts";
 export type { ServerFlags } from "./run_server.ts";
-export { Relay } from "./nats.ts";
 export { printMessage } from "./messages.ts";
 
 if (import.meta.main) {

@@ -3,23 +3,17 @@
 // Text goes to the subject `SUBJECT.<room>.text` and binary to `SUBJECT.<room>.binary`, both as
 // they are, so that any program that speaks NATS can take part.
 
-import type { NatsConnection, Subscription } from "@nats-io/transport-node";
-import { abortable, deadline, delay } from "@std/async";
+import type { NatsConnection, Subscription } from "@nats-io/nats-core/internal";
+import { deadline, delay } from "@std/async";
 import type { Message } from "./inbox.ts";
-import { unfailing, usageError } from "./lines.ts";
-import { Link, type LinkOptions } from "./nats_link.ts";
-import type { Server } from "./serve.ts";
+import { printable, unfailing, usageError } from "./lines.ts";
+import { connectNats, type LinkOptions, reconnectNats } from "./nats/link.ts";
+import { type Budget, Outgoing } from "./nats/outgoing.ts";
 
 /** Milliseconds that a newcomer waits at the most until its room is joined. */
 const JOIN_TIMEOUT = 1_000;
 /** Milliseconds between lines that count what was not taken. */
 const REPORT_INTERVAL = 1_000;
-/** Bytes that may wait for NATS. With more, handlers wait; while NATS is away, more is lost. */
-const MAX_WAITING = 4 * 1024 ** 2;
-/** Bytes that NATS is to confirm at once: a ping waits no longer than they take. */
-const BATCH = 1024 ** 2;
-/** Bytes that a message takes while it waits, beside its content. */
-const MESSAGE_COST = 128;
 
 /** How to reach the other servers. */
 export interface RelayOptions extends LinkOptions {
@@ -51,20 +45,22 @@ export function roomSubject(subject: string, room: string): string {
 
 /** The way to the other servers. */
 export class Relay {
-  /** What waits for NATS counts in the budget of this server. Where it is full, nothing is taken. */
-  server?: Server;
+  readonly #options: Required<RelayOptions>;
   readonly #rooms = new Map<string, Room>();
+  readonly #outgoing: Outgoing;
+  readonly #followed: Promise<void>;
+  readonly #closing = new AbortController();
   readonly #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  /** What waits for NATS. Nobody waits for one of these messages when it is `done`. */
-  #waiting: { subject: string; bytes: Uint8Array; done(): void }[] = [];
-  #waitingBytes = 0;
-  #published = Promise.resolve();
-  /** How many messages were lost since that was last told. */
-  #lost = 0;
+  #nats: NatsConnection;
   /** How many messages of other servers were not taken since that was last told. */
   #untaken = 0;
 
-  private constructor(private readonly link: Link, private readonly options: RelayOptions) {}
+  private constructor(options: Required<RelayOptions>, nats: NatsConnection) {
+    this.#options = options;
+    this.#nats = nats;
+    this.#outgoing = new Outgoing(nats, options.log);
+    this.#followed = this.#follow();
+  }
 
   /**
    * Joins the rooms of this server to those of all servers that use the same NATS and `subject`.
@@ -73,18 +69,51 @@ export class Relay {
    * @throws {Deno.errors.NotCapable} without the permission to connect to NATS.
    */
   static async connect(given: RelayOptions): Promise<Relay> {
-    const options = { ...given, log: unfailing(given.log) };
-    if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(options.subject)) {
-      throw usageError(`A NATS subject is words with dots between them, not "${options.subject}".`);
+    const url = URL.parse(given.url);
+    if (!url || !/^(nats|tls):$/.test(url.protocol) || url.host === "") {
+      throw usageError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
     }
-    const relay = new Relay(await Link.open(options), options);
-    relay.link.follow(() => relay.#comeBack(), () => relay.#lose());
-    return relay;
+    if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(given.subject)) {
+      throw usageError(`A NATS subject is words with dots between them, not "${given.subject}".`);
+    }
+    url.port ||= "4222";
+    const times = { timeout: 3_000, pingInterval: 5_000, reconnectWait: 1_000 };
+    const options = { ...times, ...given, url: url.href, log: unfailing(given.log) };
+    return new Relay(options, await connectNats(url.host, options));
+  }
+
+  /** What waits for NATS counts in the budget of this server. Where it is full, nothing is taken. */
+  set server(server: Budget) {
+    this.#outgoing.budget = server;
   }
 
   /** Bytes of the largest message that can be published. */
   get maxMessage(): number {
-    return this.link.nats?.info?.max_payload ?? Infinity;
+    return this.#outgoing.maxMessage;
+  }
+
+  async #follow() {
+    const { log, timeout, reconnectWait } = this.#options;
+    while (true) {
+      this.#tellErrors();
+      const nats = await reconnectNats(this.#nats, this.#options, this.#closing.signal);
+      if (!nats || this.#closing.signal.aborted) return await nats?.close();
+      log("NATS is back.");
+      this.#nats = nats;
+      for (const [name, room] of this.#rooms) Object.assign(room, this.#join(name));
+      // Another server may be in an attempt that began just before, and need one more.
+      this.#outgoing.resume(nats, timeout + 2 * reconnectWait);
+    }
+  }
+
+  /** Tells what NATS says to be wrong, until the connection ends. */
+  async #tellErrors() {
+    for await (const status of this.#nats.status()) {
+      if (status.type !== "error") continue;
+      const { message } = status.error;
+      this.#options.log(`NATS: ${printable(message)}`);
+      if (message.startsWith("Permissions Violation for Publish")) this.#outgoing.lose();
+    }
   }
 
   /**
@@ -107,114 +136,52 @@ export class Relay {
   }
 
   #join(name: string): Omit<Room, "clients"> {
-    const { nats, lost } = this.link;
-    if (!nats) return { joined: Promise.resolve() };
-    const subscription = nats.subscribe(`${roomSubject(this.options.subject, name)}.*`, {
+    if (this.#nats.isClosed()) return { joined: Promise.resolve() };
+    const subscription = this.#nats.subscribe(`${roomSubject(this.#options.subject, name)}.*`, {
       callback: (error, { subject, data }) => void (error ?? this.#receive(name, subject, data)),
     });
-    const joined = deadline(nats.flush(), JOIN_TIMEOUT, { signal: lost }).catch((error: Error) => {
+    const joined = deadline(this.#nats.flush(), JOIN_TIMEOUT).catch((error: Error) => {
       if (error.name !== "TimeoutError") return;
       const room = name ? `Room ${name}` : "The common room";
-      this.options.log(`${room} is not joined yet, because NATS does not answer.`);
+      this.#options.log(`${room} is not joined yet, because NATS does not answer.`);
     });
     return { subscription, joined };
-  }
-
-  #comeBack() {
-    for (const [name, room] of this.#rooms) Object.assign(room, this.#join(name));
-    this.#publishSoon();
-  }
-
-  /** Counts a message that NATS has refused after it was published. */
-  #lose() {
-    this.#lost++;
-    this.#publishSoon();
   }
 
   #receive(name: string, subject: string, data: Uint8Array) {
     const isText = subject.endsWith(".text");
     if (!isText && !subject.endsWith(".binary")) return;
-    if (this.server?.isFull) return void this.#leaveOut();
+    if (this.#outgoing.budget?.isFull) return void this.#leaveOut();
     // It is a copy, so that a handler may keep it without all that was read beside it.
-    this.options.receive(name, isText ? this.#decoder.decode(data) : new Uint8Array(data).buffer);
+    const message = isText ? this.#decoder.decode(data) : new Uint8Array(data).buffer;
+    try {
+      this.#options.receive(name, message);
+    } catch (error) {
+      this.#options.log(`A message of another server was not received. ${error}`);
+    }
   }
 
   /** Counts a message that is not taken, and tells how many they are a little later. */
   async #leaveOut() {
     if (this.#untaken++ > 0) return;
-    await delay(REPORT_INTERVAL, { signal: this.link.closing.signal }).catch(() => {});
-    this.options.log(`Messages of other servers not taken, too much waits: ${this.#untaken}.`);
+    await delay(REPORT_INTERVAL, { signal: this.#closing.signal }).catch(() => {});
+    this.#options.log(`Messages of other servers not taken, too much waits: ${this.#untaken}.`);
     this.#untaken = 0;
   }
 
   /** Sends a message to this room of the other servers. Where much waits, this waits for NATS. */
-  async publish(name: string, message: Message): Promise<void> {
-    const isText = typeof message === "string";
-    const subject = `${roomSubject(this.options.subject, name)}.${isText ? "text" : "binary"}`;
-    const bytes = isText ? new TextEncoder().encode(message) : new Uint8Array(message);
-    const size = bytes.length + MESSAGE_COST;
-    const isMuch = this.#waitingBytes + size > MAX_WAITING || this.server?.isFull === true;
-    const isAway = !this.link.nats || this.link.pause > 0;
-    // A message that is larger than all that may wait is let through where nothing waits.
-    if (isAway && isMuch && this.#waiting.length > 0) return void this.#lost++;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#waiting.push({ subject, bytes, done: resolve });
-    this.#count(size);
-    // All that follow are published with the first one.
-    if (this.#waiting.length === 1) this.#publishSoon();
-    if (isMuch && !isAway) await promise;
-  }
-
-  #count(bytes: number) {
-    this.#waitingBytes += bytes;
-    this.server?.countWaiting(bytes);
-  }
-
-  #publishSoon() {
-    this.#published = this.#published.then(() => this.#publishWaiting());
-  }
-
-  async #publishWaiting() {
-    while (this.link.nats && this.#waiting.length > 0) {
-      if (this.link.pause > 0) await delay(this.link.pause);
-      else await this.#publishBatch(this.link.nats);
-    }
-    for (const { done } of this.#waiting) done();
-    if (this.link.nats) this.#report();
-  }
-
-  async #publishBatch(nats: NatsConnection) {
-    let [count, size] = [0, 0];
-    while (size < BATCH && count < this.#waiting.length) {
-      size += this.#waiting[count++].bytes.length + MESSAGE_COST;
-    }
-    const taken = this.#waiting.splice(0, count);
-    // NATS may take only smaller messages since it is back.
-    const batch = taken.filter(({ bytes }) => bytes.length <= this.maxMessage);
-    // All of it counts as lost until NATS has confirmed it.
-    this.#lost += count;
-    try {
-      for (const { subject, bytes } of batch) nats.publish(subject, bytes);
-      await abortable(nats.flush(), this.link.lost);
-      this.#lost -= batch.length;
-    } catch {
-      // NATS is away again, and some of the messages may have arrived.
-    }
-    this.#count(-size);
-    for (const { done } of taken) done();
-  }
-
-  #report() {
-    const { log } = this.options;
-    if (this.#lost > 0) log(`Messages not relayed to the other servers: ${this.#lost}.`);
-    this.#lost = 0;
+  publish(name: string, message: Message): Promise<void> {
+    const subject = roomSubject(this.#options.subject, name);
+    return typeof message === "string"
+      ? this.#outgoing.publish(`${subject}.text`, new TextEncoder().encode(message))
+      : this.#outgoing.publish(`${subject}.binary`, new Uint8Array(message));
   }
 
   /** Publishes what still waits, counts what NATS does not take within `timeout`, and leaves. */
   async close(): Promise<void> {
-    await deadline(this.#published, this.link.pause + this.link.options.timeout).catch(() => {});
-    await this.link.close();
-    this.#lost += this.#waiting.length;
-    this.#report();
+    await this.#outgoing.close(this.#options.timeout);
+    this.#closing.abort();
+    await this.#nats.close();
+    await this.#followed;
   }
 }

@@ -1,0 +1,123 @@
+// What this server has to say to the others: it waits here, in order, until NATS confirms it.
+
+import type { NatsConnection } from "@nats-io/nats-core/internal";
+import { deadline, delay } from "@std/async";
+import type { Log } from "../lines.ts";
+import type { Server } from "../serve.ts";
+
+/** Bytes that may wait for NATS. With more, handlers wait; while NATS is away, more is lost. */
+const MAX_WAITING = 4 * 1024 ** 2;
+/** Bytes that NATS is to confirm at once: a ping waits no longer than they take. */
+const BATCH = 1024 ** 2;
+/** Bytes that a message takes while it waits, beside its content. */
+const MESSAGE_COST = 128;
+
+/** Where what waits for NATS counts as well: the server whose clients have said it. */
+export type Budget = Pick<Server, "isFull" | "countWaiting">;
+
+/** What waits for NATS. */
+export class Outgoing {
+  budget?: Budget;
+  /** Nobody waits for one of these messages when it is `done`. */
+  #waiting: { subject: string; bytes: Uint8Array; done(): void }[] = [];
+  #waitingBytes = 0;
+  #published = Promise.resolve();
+  /** How many messages were lost since that was last told. */
+  #lost = 0;
+  /** When the other servers have had the time to come back, too. */
+  #settledAt = 0;
+
+  constructor(private nats: NatsConnection, private readonly log: Log) {}
+
+  /** Bytes of the largest message that NATS takes. */
+  get maxMessage(): number {
+    const { max_payload = Infinity } = this.nats.info ?? {};
+    return max_payload > 0 ? max_payload : Infinity;
+  }
+
+  get #pause(): number {
+    return Math.max(0, this.#settledAt - performance.now());
+  }
+
+  /** Sends a message after all others. Where much waits, this waits for NATS. */
+  async publish(subject: string, bytes: Uint8Array): Promise<void> {
+    const size = bytes.length + MESSAGE_COST;
+    const isMuch = this.#waitingBytes + size > MAX_WAITING || this.budget?.isFull === true;
+    const isAway = this.nats.isClosed() || this.#pause > 0;
+    // A message that is larger than all that may wait is let through where nothing waits.
+    if (isAway && isMuch && this.#waiting.length > 0) return void this.#lost++;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#waiting.push({ subject, bytes, done: resolve });
+    this.#count(size);
+    // All that follow are published with the first one.
+    if (this.#waiting.length === 1) this.#publishSoon();
+    if (isMuch && !isAway) await promise;
+  }
+
+  /** Goes on when NATS is back, after `pause` milliseconds. */
+  resume(nats: NatsConnection, pause: number): void {
+    this.nats = nats;
+    this.#settledAt = performance.now() + pause;
+    this.#publishSoon();
+  }
+
+  /** Counts a message that NATS has refused after it was published. */
+  lose(): void {
+    this.#lost++;
+    this.#publishSoon();
+  }
+
+  #count(bytes: number) {
+    this.#waitingBytes += bytes;
+    this.budget?.countWaiting(bytes);
+  }
+
+  #publishSoon() {
+    this.#published = this.#published.then(() => this.#publishWaiting());
+  }
+
+  async #publishWaiting() {
+    while (!this.nats.isClosed() && this.#waiting.length > 0) {
+      if (this.#pause > 0) await delay(this.#pause);
+      else await this.#publishBatch();
+    }
+    for (const { done } of this.#waiting) done();
+    if (!this.nats.isClosed()) this.#report();
+  }
+
+  async #publishBatch() {
+    let [count, size] = [0, 0];
+    while (size < BATCH && count < this.#waiting.length) {
+      size += this.#waiting[count++].bytes.length + MESSAGE_COST;
+    }
+    const taken = this.#waiting.splice(0, count);
+    // NATS may take only smaller messages since it is back.
+    const batch = taken.filter(({ bytes }) => bytes.length <= this.maxMessage);
+    // All of it counts as lost until NATS has confirmed it.
+    this.#lost += count;
+    try {
+      for (const { subject, bytes } of batch) this.nats.publish(subject, bytes);
+      await this.nats.flush();
+      this.#lost -= batch.length;
+    } catch {
+      // NATS is away again, and some of the messages may have arrived.
+    }
+    this.#count(-size);
+    for (const { done } of taken) done();
+  }
+
+  #report() {
+    if (this.#lost > 0) this.log(`Messages not relayed to the other servers: ${this.#lost}.`);
+    this.#lost = 0;
+  }
+
+  /** Publishes what still waits for `timeout` milliseconds at the most, and counts the rest. */
+  async close(timeout: number): Promise<void> {
+    await deadline(this.#published, this.#pause + timeout).catch(() => {});
+    for (const { done } of this.#waiting.splice(0)) {
+      this.#lost++;
+      done();
+    }
+    this.#report();
+  }
+}

@@ -7,10 +7,9 @@
 // With ?room=red behind any of these URLs, only the clients in the room `red` hear each other.
 
 import { isUtf8 } from "node:buffer";
-import { parseArgs } from "node:util";
-import { type Connection, type Message, print, requireToken } from "websockets";
-import { log, runScript, runServer, SERVER_FLAGS, SERVER_USAGE } from "websockets";
+import { type Connection, type Message, type RequestInfo, serve } from "websockets";
 import { Relay } from "websockets/nats.ts";
+import { log, print, runServer } from "websockets/script.ts";
 import page from "./client.html" with { type: "text" };
 
 /** The clients in each room, by its name. The common room is "", and an empty room has no entry. */
@@ -24,9 +23,9 @@ export function broadcast(clients: Iterable<Connection>, message: Message) {
 
 /** The article's handler: a client is in its room until it leaves. */
 export async function handler(websocket: Connection, request: Request) {
-  const name = roomOf(request) ?? "";
-  const clients = rooms.get(name) ?? new Set();
-  rooms.set(name, clients.add(websocket));
+  const name = roomOf(request);
+  const clients = rooms.getOrInsertComputed(name, () => new Set());
+  clients.add(websocket);
   try {
     await relay?.enter(name);
     tell("A client joined", name);
@@ -35,14 +34,14 @@ export async function handler(websocket: Connection, request: Request) {
     clients.delete(websocket);
     if (clients.size === 0) rooms.delete(name);
     relay?.leave(name);
-    tell(`A client left (${(await websocket.close()).code})`, name);
+    websocket.closed.then(({ code }) => tell(`A client left (${code})`, name));
   }
 }
 
 function say(name: string, message: Message) {
   broadcast(rooms.get(name) ?? [], message);
-  const said = typeof message === "string" ? message : `${message.byteLength} bytes of binary.`;
-  print(name ? `Room ${name}: ${said}` : said);
+  if (name) print(`Room ${name}:`, message);
+  else print(message);
   // A client that says more than the other servers can take has to wait here.
   return relay?.publish(name, message);
 }
@@ -51,55 +50,44 @@ function tell(event: string, name: string) {
   log(`${event}${name && ` (room ${name})`}, ${rooms.get(name)?.size ?? 0} connected.`);
 }
 
-/** Refuses a room that can't be, and takes the text of a push. */
-export function push(request: Request, info: Deno.ServeHandlerInfo) {
-  const name = roomOf(request);
-  if (name === undefined) return new Response("One room, 1 to 100 characters.\n", { status: 400 });
-  const isPush = request.method === "POST" && new URL(request.url).pathname === "/";
-  return isPush ? sayBody(name, request, info) : undefined;
+/** The name of the room in a URL, such as `red` in `/?room=red`. */
+function roomOf({ url }: Request): string {
+  return new URL(url).searchParams.get("room") ?? "";
 }
 
-/** Says the text of a push, unless the server has given up waiting for it. */
-async function sayBody(name: string, request: Request, { completed }: Deno.ServeHandlerInfo) {
-  const body = await Promise.race([request.bytes(), completed]).catch(() => {});
-  if (!body) return new Response("The push did not arrive whole.\n", { status: 503 });
-  if (!isUtf8(body)) return new Response("A push is text in UTF-8.\n", { status: 400 });
-  say(name, new TextDecoder("utf-8", { ignoreBOM: true }).decode(body));
-  return new Response(`{"clients":${rooms.get(name)?.size ?? 0}}\n`, { status: 202 });
-}
-
-/** The name of the room in a URL, "" if there is none, `undefined` if it may not be used. */
-function roomOf({ url }: Request): string | undefined {
+/** Refuses names of rooms that can't be printed, or be a part of a NATS subject. */
+export function checkRoom({ url }: Request) {
   const names = new URL(url).searchParams.getAll("room");
-  if (names.length === 0) return "";
-  // It is limited because it is printed, and is part of a NATS subject.
-  if (names.length === 1 && /^.{1,100}$/su.test(names[0])) return names[0];
+  if (names.length === 0 || names.length === 1 && /^.{1,100}$/su.test(names[0])) return;
+  return new Response("One room, 1 to 100 characters.\n", { status: 400 });
 }
 
-const USAGE = `Usage: deno run --allow-net broadcast_server.ts [flags]
-  --token-file FILE    let in only clients with the token in this file; needs --allow-read
-  --nats URL           join the servers at this NATS server, such as nats://127.0.0.1:4222
-  --subject NAME       the NATS subject that their rooms have in common (broadcast)${SERVER_USAGE}`;
+/** Says the text that is posted to `/`, unless the server has given up waiting for it. */
+export function push(request: Request, { completed }: RequestInfo) {
+  if (request.method !== "POST" || new URL(request.url).pathname !== "/") return;
+  return Promise.race([request.bytes(), completed]).catch(() => {}).then((body) => {
+    if (!body) return new Response("The push did not arrive whole.\n", { status: 503 });
+    if (!isUtf8(body)) return new Response("A push is text in UTF-8.\n", { status: 400 });
+    const name = roomOf(request);
+    say(name, new TextDecoder("utf-8", { ignoreBOM: true }).decode(body));
+    return new Response(`{"clients":${rooms.get(name)?.size ?? 0}}\n`, { status: 202 });
+  });
+}
 
 if (import.meta.main) {
-  await runScript(USAGE, async () => {
-    const options = {
-      ...SERVER_FLAGS,
-      nats: { type: "string" },
-      subject: { type: "string", default: "broadcast" },
-      "token-file": { type: "string" },
-    } as const;
-    const { nats: url, subject, "token-file": file, ...flags } = parseArgs({ options }).values;
-    const refuse = file !== undefined && requireToken(Deno.readTextFileSync(file).trim());
+  const flags = {
+    "nats URL": "join the servers at this NATS server, such as nats://127.0.0.1:4222",
+    "subject NAME": "the NATS subject that their rooms have in common (broadcast)",
+  };
+  const processRequest = [checkRoom, push];
+  const release = () => relay?.close();
+  const options = { port: 9998, page, processRequest, flags, release };
+  await runServer("Broadcast server", options, async (options, { nats, subject = "broadcast" }) => {
+    if (!nats) return serve(handler, options);
     const receive = (name: string, message: Message) => broadcast(rooms.get(name) ?? [], message);
-    if (url !== undefined) relay = await Relay.connect({ url, subject, receive, log });
-    const server = runServer("Broadcast server", handler, flags, {
-      port: 9998,
-      page,
-      maxMessage: relay?.maxMessage,
-      processRequest: (request, info) => refuse && refuse(request) || push(request, info),
-      release: () => relay?.close(),
-    });
-    if (relay) relay.server = server;
+    relay = await Relay.connect({ url: nats, subject, receive, log });
+    const server = serve(handler, relay.limit(options));
+    relay.server = server;
+    return server;
   });
 }

@@ -5,48 +5,30 @@
 //   … one line a second, 39 in all
 
 import { delay } from "@std/async";
-import { parseArgs } from "node:util";
-import { connect, errorLog, interruption, milliseconds, printMessage } from "websockets";
-import { runScript, usageError, whileAway, wholeNumber } from "websockets";
-
-/** Milliseconds that the server may take for an answer. */
-const ANSWER_TIMEOUT = 10_000;
+import { connect } from "websockets";
+import { print, runClient, whileAway } from "websockets/script.ts";
 
 /** One round of the article's client: connect, send, receive, close. */
-export async function round(url: string, message: string, signal?: AbortSignal) {
+export async function round(url: string, message: string, timeout: number, signal?: AbortSignal) {
   await using websocket = await connect(url, { signal });
   await websocket.send(message);
-  return await websocket.receive({ signal: AbortSignal.timeout(ANSWER_TIMEOUT) });
+  return await websocket.receive({ signal: AbortSignal.timeout(timeout * 1000) });
 }
 
-const USAGE = `Usage: deno run --allow-net client.ts [flags] [URL]
-  URL                 the server (ws://localhost:9999), or ws://user:password@host
-  --count COUNT       rounds (39)
-  --interval SECONDS  pause between rounds (1)
-  --message TEXT      what to send (Hello, I am Deno.)
-  --help              print this`;
+const FLAGS = {
+  "count COUNT": "rounds (39)",
+  "interval SECONDS": "pause between rounds (1)",
+  "message TEXT": "what to send (Hello, I am Deno.)",
+  "timeout SECONDS": "how long an answer may take (10)",
+};
 
 if (import.meta.main) {
-  await runScript(USAGE, async () => {
-    const { values, positionals } = parseArgs({
-      options: {
-        count: { type: "string", default: "39" },
-        interval: { type: "string", default: "1" },
-        message: { type: "string", default: "Hello, I am Deno." },
-      },
-      allowPositionals: true,
-    });
-    const [url = "ws://localhost:9999", ...surplus] = positionals;
-    if (surplus.length > 0) throw usageError("One URL is enough.");
-    const count = wholeNumber("count", values.count, 1);
-    const interval = milliseconds("interval", values.interval);
-    const signal = interruption();
+  await runClient("ws://localhost:9999", FLAGS, async (url, flags, signal) => {
+    const { count = 39, interval = 1, message = "Hello, I am Deno.", timeout = 10 } = flags;
     for (let rounds = 0; rounds < count; rounds++) {
-      if (rounds > 0) await delay(interval, { signal });
+      if (rounds > 0) await delay(interval * 1000, { signal });
       // A server that is restarted costs a pause and no round.
-      const ask = () => round(url, values.message, signal);
-      printMessage(await whileAway(ask, { signal, log: errorLog }));
+      print(await whileAway(() => round(url, message, timeout, signal), { signal }));
     }
-    Deno.exit(0);
   });
 }

@@ -1,6 +1,6 @@
 // What the codes of a Close frame mean, and which of them may be sent.
 
-import { printable } from "./lines.ts";
+import { printable } from "./log.ts";
 
 /** How a connection was closed (RFC 6455 section 7.4). */
 export interface Close {
@@ -31,11 +31,6 @@ const CLOSE_CODES: Record<number, string> = {
 export function describeClose({ code, reason }: Close): string {
   const range = code >= 4000 ? "private use" : code >= 3000 ? "registered" : "unknown";
   return printable(`${code} (${CLOSE_CODES[code] ?? range}) ${reason}`.trim());
-}
-
-/** The same as a sentence. A reason may end with a full stop of its own. */
-export function describeEnd(close: Close): string {
-  return `Connection closed: ${describeClose(close)}.`.replace(/([.!?…])\.$/, "$1");
 }
 
 /** Whether this is an end that both sides meant, as in Python: 1000, 1001 or no code. */

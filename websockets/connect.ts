@@ -1,13 +1,13 @@
 // The other end: `connect`, as `websockets.connect` in Python.
 
 import { deadline } from "@std/async";
+import { Budget } from "./budget.ts";
 import type { Close } from "./close_codes.ts";
 import { Connection } from "./connection.ts";
-import { checkUrl, explain } from "./failures.ts";
-import type { Log } from "./lines.ts";
+import { checkUrl, ConnectionFailed } from "./failures.ts";
+import type { Log } from "./log.ts";
 import { Outbox } from "./outbox.ts";
 import { connections } from "./reconnect.ts";
-import { Waiting } from "./waiting.ts";
 
 /** Milliseconds that a server gets for the handshake, and to take what it is sent. */
 export const HANDSHAKE_TIMEOUT = 10_000;
@@ -65,7 +65,7 @@ async function open(
   checkUrl(`${url}`);
   const socket = new WebSocket(url, { headers, protocols: subprotocols });
   // A server may send a message, or close, as soon as the handshake is done.
-  const outbox = new ServerOutbox(socket, new Waiting(Infinity, timeout));
+  const outbox = new ClientOutbox(socket, new Budget(Infinity, timeout));
   const options = { maxMessage: Infinity, isClient: true };
   const websocket = new Connection(outbox, options, new URL(url).hostname);
   const opened = new Promise<void>((resolve, reject) => {
@@ -77,13 +77,13 @@ async function open(
   } catch (error) {
     socket.close();
     signal?.throwIfAborted();
-    throw await explain(`${url}`, error as Error);
+    throw new ConnectionFailed(`${url}`, error as Error);
   }
   // RFC 6455 section 4.1 has the client do this. The runtime takes what was not offered.
   if (socket.protocol && !subprotocols.includes(socket.protocol)) {
     await websocket.close(1000, "This subprotocol was not offered.");
-    const reason = `the server selected the subprotocol ${socket.protocol}, which was not offered`;
-    throw await explain(`${url}`, new Error(reason));
+    const message = `the server selected the subprotocol ${socket.protocol}, which was not offered`;
+    throw new ConnectionFailed(`${url}`, { name: "Error", message });
   }
   const abort = () => void websocket.close();
   signal?.addEventListener("abort", abort);
@@ -91,10 +91,10 @@ async function open(
   return websocket;
 }
 
-/** What waits for a server. One that takes nothing of it for too long is lost. */
-class ServerOutbox extends Outbox {
+/** What a client has to send. A server that takes nothing of it for too long is lost. */
+class ClientOutbox extends Outbox {
   override close(close: Close): void {
-    this.waiting.timeout = CLOSE_TIMEOUT;
+    this.budget.timeout = CLOSE_TIMEOUT;
     super.close(close);
   }
 

@@ -1,34 +1,14 @@
 // A connection, as a handler and a client see it: what arrives is read with `for await`.
 
-import { type Close, describeClose, isNormal, sendableCode } from "./close_codes.ts";
-import { Inbox, type Message } from "./inbox.ts";
-import type { Log } from "./lines.ts";
+import { type Close, isNormal, sendableCode } from "./close_codes.ts";
+import { ConnectionClosed, handled } from "./connection_closed.ts";
+import { Inbox } from "./inbox.ts";
+import type { Log } from "./log.ts";
+import { contentOf, type Message, type Sendable } from "./message.ts";
 import type { Outbox } from "./outbox.ts";
-import type { Sendable } from "./sendable.ts";
 
 /** Bytes that RFC 6455 section 5.5.1 leaves for the reason in a Close frame. */
 const MAX_REASON = 123;
-
-/**
- * The connection is closed, or closing: as in Python, `receive` and `send` throw it, and the loop
- * does so after every end that is not a normal one. A handler that throws one of its own closes the
- * connection with its code.
- */
-export class ConnectionClosed extends Error implements Close {
-  /** The name of this class. */
-  override readonly name = "ConnectionClosed";
-  /** The close code (RFC 6455 section 7.4). It is 1006 if the connection broke. */
-  readonly code: number;
-  /** What the other end has said about it, or "". */
-  readonly reason: string;
-
-  /** Makes an error of how a connection was closed. */
-  constructor({ code, reason = "" }: { code: number; reason?: string }) {
-    super(`The connection is closed: ${describeClose({ code, reason })}`);
-    this.code = code;
-    this.reason = reason;
-  }
-}
 
 /** What all connections of a server have in common. */
 export interface ConnectionOptions {
@@ -135,10 +115,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
    * @throws {TypeError} if `message` is neither a string, nor an ArrayBuffer, nor a view of one.
    */
   send(message: Sendable): Promise<void> {
-    const isBinary = message instanceof ArrayBuffer || ArrayBuffer.isView(message);
-    if (typeof message === "string" || isBinary) return this.#outbox.send(message);
-    const type = Object.prototype.toString.call(message);
-    throw new TypeError(`A message is a string or bytes, not ${type}: convert it first.`);
+    return this.#outbox.send(contentOf(message));
   }
 
   /**
@@ -227,12 +204,6 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
     if (this.#end?.code !== close.code) this.#end = new ConnectionClosed(close);
     this.#inbox.end(isNormal(close) ? undefined : this.#end);
   }
-}
-
-/** Marks a promise, so that the process goes on if it rejects and nobody awaits it. */
-function handled<Promised extends Promise<unknown>>(promise: Promised): Promised {
-  promise.catch(() => {});
-  return promise;
 }
 
 function anotherWaits(): Error {

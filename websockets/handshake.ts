@@ -1,9 +1,7 @@
-// Who may come in: RFC 6455, the origin of a page, the subprotocol, the size of a body, the token.
-
-import { createHash, timingSafeEqual } from "node:crypto";
+// Who may come in: RFC 6455, the origin of a page, the subprotocol, the size of a body.
 
 /** The origins of pages that this machine serves. */
-const LOOPBACK = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$/;
+const LOOPBACK_ORIGIN = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$/;
 
 /** Seconds after which a client that was refused for now may try again. */
 export const RETRY_AFTER = { "Retry-After": "1" };
@@ -51,9 +49,12 @@ export function askForUpgrade(): Response {
  * compared with it, because DNS rebinding can forge both.
  */
 export function isKnownOrigin(origin: string | null, origins: string[]): boolean {
-  return origin === null || LOOPBACK.test(origin) || origins.includes(origin) ||
+  return origin === null || LOOPBACK_ORIGIN.test(origin) || origins.includes(origin) ||
     origins.includes("*");
 }
+
+/** The subprotocol with which a page brings a token: it can't set a header. Each server selects it. */
+export const BEARER = "bearer";
 
 /** The first of the server's subprotocols that the client offers (RFC 6455 section 4.2.2). */
 export function selectSubprotocol({ headers }: Request, subprotocols: string[]): string {
@@ -78,66 +79,4 @@ export function refuseBody({ headers }: Request, limit: number): Response | unde
   const length = headers.get("content-length") ?? "0";
   if (!/^\d+$/.test(length)) return refuse(400, "Content-Length must be one whole number.");
   if (Number(length) > limit) return refuse(413, `Larger than ${limit} bytes.`);
-}
-
-/** Whether a browser asks if a page may make a request (https://fetch.spec.whatwg.org). */
-export function isPreflight({ method, headers }: Request): boolean {
-  return method === "OPTIONS" && headers.get("access-control-request-method") !== null;
-}
-
-/** Lets pages of an origin push: their browser asks before it sends a text with a token. */
-export function answerPreflight(origin: string | undefined): Response {
-  const response = new Response(null, { status: 204 });
-  response.headers.set("Access-Control-Allow-Methods", "GET, HEAD, POST");
-  response.headers.set("Access-Control-Allow-Headers", "content-type, authorization");
-  return makeReadable(response, origin);
-}
-
-/** Lets pages of an origin read an answer. */
-export function makeReadable(response: Response, origin: string | undefined): Response {
-  if (origin === undefined) return response;
-  const readable = new Response(response.body, response);
-  readable.headers.set("Access-Control-Allow-Origin", origin);
-  readable.headers.append("Vary", "Origin");
-  return readable;
-}
-
-/** The subprotocol with which a page brings a token: it can't set a header. Each server selects it. */
-const BEARER = "bearer";
-
-/**
- * A `processRequest` for `serve` that lets in the clients that know the token. Handshakes and pushes
- * need it as `Authorization: Bearer TOKEN`. A page offers the subprotocols `bearer` and the token in
- * base64url instead, behind others that it may speak. A token is never in a URL, because URLs are
- * logged. The page itself needs none.
- *
- * @throws {Error} if `token` can't be sent in a header (RFC 6750 section 2.1).
- */
-export function requireToken(token: string): (request: Request) => Response | undefined {
-  if (!/^[A-Za-z0-9._~+/-]+=*$/.test(token)) {
-    throw new Error("A token has letters, digits and -._~+/ alone, and maybe = at its end.");
-  }
-  const digest = (text: string) => createHash("sha256").update(text).digest();
-  const expected = digest(token);
-  return (request) => {
-    if (!isHandshake(request) && !mayHaveBody(request)) return;
-    // The comparison takes as long for a token that is nearly right.
-    if (timingSafeEqual(digest(givenToken(request)), expected)) return;
-    const text = "The right token is needed: send Authorization: Bearer TOKEN, not ?token=.";
-    return refuse(401, text, { "WWW-Authenticate": "Bearer" });
-  };
-}
-
-/** The token that a request brings, or "". */
-function givenToken({ headers }: Request): string {
-  const authorization = headers.get("authorization");
-  if (authorization !== null) return authorization.match(/^bearer +(.*)$/i)?.[1] ?? "";
-  const offered = headers.get("sec-websocket-protocol") ?? "";
-  const [, encoded] = offered.match(/(?:^|,\s*)bearer,\s*([\w-]+)$/) ?? [];
-  try {
-    const bytes = Uint8Array.fromBase64(encoded ?? "", { alphabet: "base64url" });
-    return new TextDecoder().decode(bytes);
-  } catch {
-    return "";
-  }
 }

@@ -1,12 +1,9 @@
 // What has arrived and was not read yet, and the read that waits for the next message.
 
-import { bytesOf } from "./sendable.ts";
+import { bytesOf, type Message } from "./message.ts";
 
 /** Bytes that a message takes while it waits to be read, beside its content. */
 const UNREAD_COST = 200;
-
-/** What arrives: a text, or the bytes of a binary message. */
-export type Message = string | ArrayBuffer;
 
 /** A read, as `for await` does it: a message, or `done` at the end. */
 export type Read = IteratorResult<Message, undefined>;

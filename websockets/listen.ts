@@ -1,7 +1,7 @@
 // Where a server listens: `localhost` is two addresses, and clients use either.
 
 /** The loopback address of IPv4, and that of IPv6. */
-const LOOPBACK = ["127.0.0.1", "::1"];
+const LOOPBACK_ADDRESSES = ["127.0.0.1", "::1"];
 /** How often a free port is looked for that is free on both addresses. */
 const ATTEMPTS = 10;
 
@@ -27,7 +27,7 @@ export function listen(
     const server = Deno.serve({ ...options, signal }, answer);
     if (options.hostname !== "localhost") return [server];
     const { hostname, port } = server.addr;
-    const other = LOOPBACK.find((address) => address !== hostname) ?? "";
+    const other = LOOPBACK_ADDRESSES.find((address) => address !== hostname) ?? "";
     if (!mayListen(other, port)) return [server];
     try {
       return [server, Deno.serve({ ...options, hostname: other, port }, answer)];

@@ -3,26 +3,23 @@
 //   import { connect, serve } from "websockets";
 //
 // `deno run --allow-net websockets ws://localhost:9999` runs its test command. README.md beside
-// this file is the reference. Read connection.ts first, then serve.ts.
+// this file is the reference.
 
-export { connect, type Connecting, type ConnectOptions } from "./connect.ts";
+export { accept, type Acceptor } from "./accept.ts";
+export type { Handler } from "./clients.ts";
 export type { Close } from "./close_codes.ts";
-export { Connection, ConnectionClosed } from "./connection.ts";
+export { connect, type Connecting, type ConnectOptions } from "./connect.ts";
+export type { Connection } from "./connection.ts";
+export { ConnectionClosed } from "./connection_closed.ts";
 export { ConnectionFailed } from "./failures.ts";
-export { requireToken } from "./handshake.ts";
-export type { Message } from "./inbox.ts";
-export { errorLog, interruption, type Log, log, milliseconds, print, runScript } from "./lines.ts";
-export { silence, usageError, wholeNumber } from "./lines.ts";
-export type { RequestInfo, ServeOptions } from "./options.ts";
-export { type Handler, serve, type Server } from "./serve.ts";
-export { type RetryOptions, whileAway } from "./reconnect.ts";
-export type { Sendable } from "./sendable.ts";
-export { type RunOptions, runServer, SERVER_FLAGS, SERVER_USAGE } from "./run_server.ts";
-export type { ServerFlags } from "./run_server.ts";
-export { printMessage } from "./messages.ts";
+export { isHandshake } from "./handshake.ts";
+export type { Log } from "./log.ts";
+export type { Message, Sendable } from "./message.ts";
+export type { AcceptOptions, ProcessRequest, RequestInfo, ServeOptions } from "./options.ts";
+export { serve, type Server } from "./serve.ts";
+export { requireToken } from "./token.ts";
 
 if (import.meta.main) {
-  const { runCommand, USAGE } = await import("./command.ts");
-  const { runScript } = await import("./lines.ts");
-  await runScript(USAGE, runCommand);
+  const { run } = await import("./command/command.ts");
+  await run();
 }

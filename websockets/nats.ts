@@ -5,8 +5,9 @@
 
 import type { NatsConnection, Subscription } from "@nats-io/nats-core/internal";
 import { deadline, delay } from "@std/async";
-import type { Message } from "./inbox.ts";
-import { printable, unfailing, usageError } from "./lines.ts";
+import type { Message } from "./message.ts";
+import { printable, unfailing } from "./log.ts";
+import { MAX_MESSAGE, type ServeOptions } from "./options.ts";
 import { connectNats, type LinkOptions, reconnectNats } from "./nats/link.ts";
 import { type Budget, Outgoing } from "./nats/outgoing.ts";
 
@@ -43,6 +44,11 @@ export function roomSubject(subject: string, room: string): string {
   return room === "" ? subject : `${subject}.${word}`;
 }
 
+/** The error that the runtime, too, throws for a URL that can't be. */
+function syntaxError(message: string): DOMException {
+  return new DOMException(message, "SyntaxError");
+}
+
 /** The way to the other servers. */
 export class Relay {
   readonly #options: Required<RelayOptions>;
@@ -65,16 +71,17 @@ export class Relay {
   /**
    * Joins the rooms of this server to those of all servers that use the same NATS and `subject`.
    *
-   * @throws {Error} if no NATS answers, or a `usageError` if `url` or `subject` is wrong.
+   * @throws {Error} if no NATS answers.
+   * @throws {DOMException} `SyntaxError` if `url` or `subject` can't be.
    * @throws {Deno.errors.NotCapable} without the permission to connect to NATS.
    */
   static async connect(given: RelayOptions): Promise<Relay> {
     const url = URL.parse(given.url);
     if (!url || !/^(nats|tls):$/.test(url.protocol) || url.host === "") {
-      throw usageError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
+      throw syntaxError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
     }
     if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(given.subject)) {
-      throw usageError(`A NATS subject is words with dots between them, not "${given.subject}".`);
+      throw syntaxError(`A NATS subject is words with dots between them, not "${given.subject}".`);
     }
     url.port ||= "4222";
     const times = { timeout: 3_000, pingInterval: 5_000, reconnectWait: 1_000 };
@@ -87,9 +94,10 @@ export class Relay {
     this.#outgoing.budget = server;
   }
 
-  /** Bytes of the largest message that can be published. */
-  get maxMessage(): number {
-    return this.#outgoing.maxMessage;
+  /** The options of a server that takes no message which NATS would not take. */
+  limit(options: ServeOptions): ServeOptions {
+    const { maxMessage = MAX_MESSAGE } = options;
+    return { ...options, maxMessage: Math.min(maxMessage, this.#outgoing.maxMessage) };
   }
 
   async #follow() {

@@ -1,7 +1,7 @@
 // What `serve` is told: where a server listens, whom it lets in, and its limits.
 
-import type { Log } from "./lines.ts";
-import { MAX_WAITING } from "./waiting.ts";
+import { MAX_WAITING } from "./budget.ts";
+import type { Log } from "./log.ts";
 
 /** Bytes of the largest message: more than most texts, and little enough to hold for many. */
 export const MAX_MESSAGE = 1024 ** 2;
@@ -11,35 +11,29 @@ export const MAX_CLIENTS = 10_000;
  * Seconds that a client may be silent, or take nothing of what waits for it. It is pinged after
  * half of them. 0 is for ever.
  */
-const IDLE_TIMEOUT = 30;
+export const IDLE_TIMEOUT = 30;
 /** Seconds of 24 days, after which the timers of the runtime end: with more, everybody is dropped. */
-const MAX_IDLE_TIMEOUT = 24 * 24 * 60 * 60;
+export const MAX_IDLE_TIMEOUT = 24 * 24 * 60 * 60;
 
 /** What the runtime knows of a request, such as `remoteAddr`. */
 export type RequestInfo = Deno.ServeHandlerInfo<Deno.NetAddr>;
 
-/** Where a server listens, whom it lets in, and its limits. */
-export interface ServeOptions {
-  /** 8000 unless given; 0 is any free one. */
-  port?: number;
-  /** `localhost` unless given; `0.0.0.0` is every address of this machine. */
-  hostname?: string;
-  /** Certificate and private key for wss, in PEM. */
-  cert?: string;
-  /** The private key of `cert`. */
-  key?: string;
-  /** Stops the server as `shutdown` does when it aborts. */
-  signal?: AbortSignal;
+/** Answers or refuses a request before the handshake; `undefined` lets it go on. */
+export type ProcessRequest = (
+  request: Request,
+  info: RequestInfo,
+) => Response | undefined | Promise<Response | undefined>;
+
+/** Whom a server lets in, and its limits. */
+export interface AcceptOptions {
   /**
    * Sees every request that keeps the rules, before it is answered, as `process_request` does in
    * Python. A `Response` refuses a handshake or answers another request; `undefined` lets it go
-   * on. It may be async, and has `idleTimeout` for it: `info.completed` is done when nobody waits
-   * for it any longer. The handler gets the same `Request` of a handshake.
+   * on. Of several, the first answer counts. It may be async, and has `idleTimeout` for it:
+   * `info.completed` is done when nobody waits for it any longer. The handler gets the same `Request`
+   * of a handshake.
    */
-  processRequest?(
-    request: Request,
-    info: RequestInfo,
-  ): Response | undefined | Promise<Response | undefined>;
+  processRequest?: ProcessRequest | ProcessRequest[];
   /** Origins that are let in beside loopback: `*` for any, `null` for pages opened from disk. */
   origins?: string[];
   /** The subprotocols that this server speaks: the first that the client offers too is selected. */
@@ -56,12 +50,27 @@ export interface ServeOptions {
   log?: Log;
 }
 
+/** Where a server listens, whom it lets in, and its limits. */
+export interface ServeOptions extends AcceptOptions {
+  /** 8000 unless given; 0 is any free one. */
+  port?: number;
+  /** `localhost` unless given; `0.0.0.0` is every address of this machine. */
+  hostname?: string;
+  /** Certificate and private key for wss, in PEM. */
+  cert?: string;
+  /** The private key of `cert`. */
+  key?: string;
+  /** Stops the server as `shutdown` does when it aborts. */
+  signal?: AbortSignal;
+}
+
 /**
- * The limits that are given, or else the constants of the same name.
+ * The options that are given, or else the constants of the same name. `timeout` is `idleTimeout` in
+ * milliseconds.
  *
  * @throws {RangeError} for a limit that would let everyone in, or nobody.
  */
-export function limitsOf(options: ServeOptions) {
+export function limitsOf(options: AcceptOptions) {
   const { maxMessage = MAX_MESSAGE, maxClients = MAX_CLIENTS } = options;
   const { maxWaiting = MAX_WAITING, idleTimeout = IDLE_TIMEOUT } = options;
   for (const [name, limit] of Object.entries({ maxMessage, maxClients, maxWaiting })) {
@@ -72,5 +81,7 @@ export function limitsOf(options: ServeOptions) {
     const range = `a number of seconds up to ${MAX_IDLE_TIMEOUT}, where 0 is for ever`;
     throw new RangeError(`\`idleTimeout\` is ${range}, not ${idleTimeout}.`);
   }
-  return { maxMessage, maxClients, maxWaiting, idleTimeout };
+  const { origins = [], subprotocols = [] } = options;
+  const timeout = idleTimeout * 1000 || Infinity;
+  return { maxMessage, maxClients, maxWaiting, idleTimeout, timeout, origins, subprotocols };
 }

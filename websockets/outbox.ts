@@ -1,9 +1,11 @@
 // What waits for one client. The runtime is handed more as soon as the client takes it: on the next
-// `send`, on the next message of the client, and at the latest on a look of the clock.
+// `send`, on the next message of the client, and at the latest on a tick of the budget.
 
+import type { Budget } from "./budget.ts";
 import type { Close } from "./close_codes.ts";
-import { bytesOf, type Sendable, type WaitingMessage } from "./sendable.ts";
-import type { Waiting } from "./waiting.ts";
+import { handled } from "./connection_closed.ts";
+import { bytesOf, type Content } from "./message.ts";
+import type { BudgetClient, WaitingMessage } from "./waiting.ts";
 
 /** Bytes that the runtime takes for a message, beside its content. */
 const HANDED_COST = 1024;
@@ -16,7 +18,7 @@ const CAUSE_INTERVAL = 2_000;
 const DONE = Promise.resolve();
 
 /** What waits for one client, in the order in which it was sent. */
-export class Outbox {
+export class Outbox implements BudgetClient {
   /** What the runtime was not handed yet. */
   queue: WaitingMessage[] = [];
   /** Bytes that the runtime holds for this client, with what it takes for each message. */
@@ -25,10 +27,12 @@ export class Outbox {
   #content = 0;
   /** Bytes that the client has sent, and its handler has not taken yet. */
   unread = 0;
-  /** When the client last took something, on the clock of `Waiting`. */
+  /** When the client last took something, on the clock of the budget. */
   takenAt = 0;
   /** Bytes that it took while more was waiting. Those that the kernel can have taken don't last. */
   #taken = 0;
+  /** How many messages of the queue were there when the client last took something. */
+  #queuedThen = 0;
   #isEnded = false;
   /** Done when the runtime was handed all that waits for this client. */
   #drained?: PromiseWithResolvers<void>;
@@ -42,8 +46,8 @@ export class Outbox {
   /** Told when this side gives the client up: it is dropped, or it does not answer. */
   onLoss?: (close: Close, isDropped: boolean) => void;
 
-  constructor(readonly socket: WebSocket, readonly waiting: Waiting) {
-    waiting.clients.add(this);
+  constructor(readonly socket: WebSocket, readonly budget: Budget) {
+    budget.clients.add(this);
   }
 
   /** Whether the connection is open as far as the runtime knows, which may not have told its end yet. */
@@ -51,14 +55,14 @@ export class Outbox {
     return this.socket.readyState === WebSocket.OPEN;
   }
 
-  /** Whether this is to be looked at soon. */
+  /** Whether more can be handed over soon. */
   get isEager(): boolean {
     return (this.queue.length > 0 || this.closing !== undefined) && this.isOpen;
   }
 
   /** Whether what is sent just now is sent because of what the client has just said. */
   get isCause(): boolean {
-    return this.closing === undefined && performance.now() - this.#heardAt < CAUSE_INTERVAL;
+    return performance.now() - this.#heardAt < CAUSE_INTERVAL;
   }
 
   /** Whether the client has to take something, or to answer a Close frame. */
@@ -69,42 +73,42 @@ export class Outbox {
 
   /** Whether the client has taken nothing for long. */
   get isStuck(): boolean {
-    const { clock, timeout } = this.waiting;
+    const { clock, timeout } = this.budget;
     return this.handed > 0 && clock - this.takenAt > Math.min(PATIENCE, timeout / 2);
   }
 
-  /** Whether the client takes nothing, at least not this, which most others have taken. */
-  isStuckWith({ clients }: WaitingMessage): boolean {
-    return this.isStuck || this.#taken === 0 && clients * 2 <= this.waiting.clients.size;
+  /** The place in the queue from which on it has taken nothing since; `Infinity` if it reads. */
+  get untakenFrom(): number {
+    // What the kernel can have taken does not show that the client reads.
+    return this.#taken < KERNEL ? this.#queuedThen : Infinity;
   }
 
   /** Done when the runtime was handed all that waits for this client. Nobody has to await it. */
-  send(data: Sendable): Promise<void> {
+  send(content: Content): Promise<void> {
     if (this.#refusal) return this.#refusal;
     if (this.queue.length > 0) this.handOver();
     if (this.isOpen) {
-      if (this.queue.length === 0 && this.#fits(bytesOf(data))) {
-        this.#hand(data);
+      if (this.queue.length === 0 && this.#fits(bytesOf(content))) {
+        this.#hand(content);
         return DONE;
       }
       if (this.queue.length === 0 && this.#taken < KERNEL) this.#taken = 0;
-      this.queue.push(this.waiting.keep(data));
-      this.waiting.watch(this, true);
-      this.waiting.relieve();
+      this.queue.push(this.budget.enqueue(content));
+      this.budget.schedule(this, true);
+      this.budget.enforce();
       // It may have been this client that had to go.
       if (this.#refusal) return this.#refusal;
     }
-    if (!this.#drained) {
-      this.#drained = Promise.withResolvers();
-      this.#drained.promise.catch(() => {});
-    }
+    this.#drained ??= Promise.withResolvers();
     return this.#drained.promise;
   }
 
   /** Lets nobody send any more: `refusal` rejects, also for those who wait. */
   refuse(refusal: Promise<never>): void {
     this.#refusal = refusal;
-    this.#drained?.resolve(refusal);
+    if (!this.#drained) return;
+    handled(this.#drained.promise);
+    this.#drained.resolve(refusal);
   }
 
   /** Called when the client has sent something: it is there, and may have taken something as well. */
@@ -117,8 +121,8 @@ export class Outbox {
   close(closing: Close): void {
     if (this.closing) return;
     this.closing = closing;
-    this.waiting.watch(this, true);
-    this.takenAt = this.waiting.clock;
+    this.budget.schedule(this, true);
+    this.takenAt = this.budget.clock;
     this.handOver();
   }
 
@@ -126,13 +130,13 @@ export class Outbox {
   end(closing: Close): void {
     if (this.#isEnded) return;
     this.closing ??= closing;
-    for (const message of this.queue) this.waiting.countClients(message, -1);
+    for (const message of this.queue) this.budget.countClients(message, -1);
     this.queue = [];
-    this.waiting.bytes -= this.handed;
+    this.budget.count(-this.handed);
     this.handed = 0;
-    this.waiting.clients.delete(this);
+    this.budget.clients.delete(this);
     this.#isEnded = true;
-    this.waiting.forget(this);
+    this.budget.release(this);
     this.#sendClose();
   }
 
@@ -149,37 +153,38 @@ export class Outbox {
 
   /** Counts what comes in, or is taken by the handler. */
   countUnread(bytes: number): void {
-    if (this.unread === 0 && bytes > 0) this.waiting.watch(this, false);
+    if (this.unread === 0 && bytes > 0) this.budget.schedule(this, false);
     this.unread += bytes;
-    this.waiting.bytes += bytes;
-    if (this.#isEnded) this.waiting.forget(this);
-    if (bytes > 0) this.waiting.relieve();
+    this.budget.count(bytes);
+    if (this.#isEnded) this.budget.release(this);
+    if (bytes > 0) this.budget.enforce();
   }
 
   /** Hands over what comes next, as far as there is room for it. */
   handOver(): void {
-    this.see();
+    this.measure();
     if (!this.isOpen) return;
     let count = 0;
     for (const message of this.queue) {
       if (!this.#fits(message.bytes.length)) break;
-      this.#hand(this.waiting.contentOf(message));
-      this.waiting.countClients(message, -1);
+      this.#hand(this.budget.messages.contentOf(message));
+      this.budget.countClients(message, -1);
       count++;
     }
     if (count > 0) this.queue.splice(0, count);
+    this.#queuedThen = Math.max(0, this.#queuedThen - count);
     if (this.queue.length === 0) {
       this.#drained?.resolve();
       this.#drained = undefined;
       if (this.handed === 0) this.#sendClose();
     } else if (this.handed === 0) {
       // A client that waits for its turn is not late.
-      this.takenAt = this.waiting.clock;
+      this.takenAt = this.budget.clock;
     }
   }
 
-  /** Looks how much the client has taken. An empty message counts as taken at once. */
-  see(): void {
+  /** Finds out how much the client has taken. An empty message counts as taken at once. */
+  measure(): void {
     if (this.handed === 0) return;
     const content = this.socket.bufferedAmount;
     if (content > 0 && content === this.#content) return;
@@ -187,31 +192,32 @@ export class Outbox {
     const handed = content === 0 ? 0 : Math.ceil(this.handed * content / this.#content);
     // The runtime counts the bytes of a text, and `bytesOf` its characters: it may hold more.
     if (content < this.#content) {
-      this.takenAt = this.waiting.clock;
+      this.takenAt = this.budget.clock;
+      this.#queuedThen = this.queue.length;
       if (this.queue.length > 0) this.#taken += this.handed - handed;
     }
-    this.waiting.bytes -= this.handed - handed;
+    this.budget.count(handed - this.handed);
     this.handed = handed;
     this.#content = content;
   }
 
   #fits(bytes: number): boolean {
-    if (this.waiting.hasRoom(this.handed, bytes)) return true;
-    this.see();
-    this.waiting.seeAll();
-    return this.waiting.hasRoom(this.handed, bytes);
+    if (this.budget.hasRoom(this.handed, bytes)) return true;
+    this.measure();
+    this.budget.measureAll();
+    return this.budget.hasRoom(this.handed, bytes);
   }
 
-  #hand(data: Sendable) {
-    this.socket.send(data);
+  #hand(content: Content) {
+    this.socket.send(content);
     if (this.handed === 0) {
-      this.waiting.watch(this, false);
-      this.takenAt = this.waiting.clock;
+      this.budget.schedule(this, false);
+      this.takenAt = this.budget.clock;
     }
-    const bytes = bytesOf(data);
+    const bytes = bytesOf(content);
     this.#content += bytes;
     this.handed += bytes + HANDED_COST;
-    this.waiting.hand(bytes + HANDED_COST);
+    this.budget.countHanded(bytes + HANDED_COST);
   }
 
   #sendClose() {

@@ -2,76 +2,101 @@
 
 import { delay } from "@std/async";
 import { isHandshake, mayHaveBody, refuse, RETRY_AFTER } from "./handshake.ts";
-import { describeError, type Log } from "./lines.ts";
-import type { RequestInfo, ServeOptions } from "./options.ts";
+import { describeError, type Log } from "./log.ts";
+import type { ProcessRequest, RequestInfo } from "./options.ts";
+import { Body, type BodyLimits } from "./request_body.ts";
 
 type Answer = Response | undefined;
 
 /** What the server says about the requests that it lets `processRequest` decide about. */
-export interface RequestLimits {
+export interface RequestLimits extends BodyLimits {
   /** Milliseconds that an answer may take, and the body without any progress. */
   timeout: number;
-  /** Bytes of the largest body. */
-  maxBody: number;
   /** Aborts when the server stops. */
   stopping: AbortSignal;
-  /** Counts bytes of a body that wait; less of them if negative. */
-  count(bytes: number): void;
   log: Log;
 }
 
 /**
  * Asks `processRequest`.
  *
- * @returns Its answer, at once if it gives that at once. A refusal, if it took too long or failed.
+ * @param all The functions to ask, of which the first answer counts.
+ * @returns The answer, at once if it is there at once. A refusal, if it took too long or failed.
  * `undefined` lets the request go on.
  */
 export function askFirst(
-  processRequest: NonNullable<ServeOptions["processRequest"]>,
+  all: ProcessRequest[],
   request: Request,
   { remoteAddr }: RequestInfo,
   limits: RequestLimits,
 ): Answer | Promise<Answer> {
   const info = new Info(remoteAddr);
   const body = mayHaveBody(request) ? new Body(request, limits) : undefined;
-  const answerOf = async (asked: unknown) => {
-    const answer = await asked;
-    if (!isAnswer(answer)) {
-      throw new TypeError("`processRequest` must return a Response or undefined.");
-    }
-    return tellRefusal(answer);
-  };
-  const wait = async (asked: unknown) => {
-    try {
-      return await inTime(answerOf(asked), info, limits, body);
-    } catch (error) {
-      return failed(error, limits);
-    } finally {
-      info.complete();
-      body?.free();
-    }
-  };
-  const tellRefusal = (answer: Answer) => {
-    const isClient = body !== undefined || isHandshake(request);
-    if (answer && answer.status >= 400 && isClient) {
-      limits.log(`Refused a client: \`processRequest\` answered ${answer.status}.`);
-    }
-    return answer;
-  };
   try {
-    const asked: unknown = processRequest(body?.request ?? request, info);
+    const asked = askEach(all, 0, body?.request ?? request, info);
+    if (!isAnswer(asked)) return waitFor(asked, request, info, limits, body);
     // What is there at once costs a handshake no promise and no timer.
-    if (!isAnswer(asked)) return wait(asked);
     body?.free();
-    return tellRefusal(asked);
+    return toldRefusal(asked, request, limits);
   } catch (error) {
     body?.free();
     return failed(error, limits);
   }
 }
 
+/** Asks one after the other, from `first` on, until one answers. */
+function askEach(all: ProcessRequest[], first: number, request: Request, info: Info): unknown {
+  for (let next = first; next < all.length; next++) {
+    const asked: unknown = all[next](request, info);
+    if (asked instanceof Response) return asked;
+    if (asked !== undefined) return askOthers(asked, all, next + 1, request, info);
+  }
+}
+
+async function askOthers(
+  asked: unknown,
+  all: ProcessRequest[],
+  next: number,
+  request: Request,
+  info: Info,
+): Promise<unknown> {
+  const answer = await asked;
+  return answer === undefined ? askEach(all, next, request, info) : answer;
+}
+
+async function waitFor(
+  asked: unknown,
+  request: Request,
+  info: Info,
+  limits: RequestLimits,
+  body?: Body,
+): Promise<Answer> {
+  const answer = async () => {
+    const answered = await asked;
+    if (isAnswer(answered)) return toldRefusal(answered, request, limits);
+    throw new TypeError("`processRequest` must return a Response or undefined.");
+  };
+  try {
+    return await inTime(answer(), info, limits, body);
+  } catch (error) {
+    return failed(error, limits);
+  } finally {
+    info.complete();
+    body?.free();
+  }
+}
+
 function isAnswer(asked: unknown): asked is Answer {
   return asked === undefined || asked instanceof Response;
+}
+
+/** Tells in the log that a client was refused. */
+function toldRefusal(answer: Answer, request: Request, { log }: RequestLimits): Answer {
+  const isRefusal = answer !== undefined && answer.status >= 400;
+  if (isRefusal && (isHandshake(request) || mayHaveBody(request))) {
+    log(`Refused a client: \`processRequest\` answered ${answer.status}.`);
+  }
+  return answer;
 }
 
 function failed(error: unknown, { log }: RequestLimits): Response {
@@ -135,54 +160,5 @@ class Info implements RequestInfo {
   complete(): void {
     this.#isComplete = true;
     this.#completed?.resolve();
-  }
-}
-
-/** A body on its way to `processRequest`: each byte counts as it arrives, whatever was declared. */
-class Body {
-  /** The request whose body is counted. */
-  readonly request: Request;
-  /** Settles only if the body is too large. */
-  readonly refused: Promise<Response>;
-  progressAt = performance.now();
-  #arrived = 0;
-  #isComplete = false;
-  #isFree = false;
-
-  constructor(request: Request, private readonly limits: RequestLimits) {
-    const { promise, resolve } = Promise.withResolvers<Response>();
-    this.refused = promise;
-    const { maxBody } = limits;
-    const counting = new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
-      transform: (bytes, controller) => {
-        this.progressAt = performance.now();
-        this.#count(bytes.length);
-        if (this.#arrived <= maxBody) return controller.enqueue(bytes);
-        resolve(refuse(413, `Larger than ${maxBody} bytes.`));
-        controller.error(new RangeError(`The body is larger than ${maxBody} bytes.`));
-      },
-      flush: () => {
-        this.#isComplete = true;
-      },
-    });
-    const { url, method, headers } = request;
-    this.request = new Request(url, { method, headers, body: request.body?.pipeThrough(counting) });
-  }
-
-  /** Whether somebody reads it, and there is more to come. */
-  get isLate(): boolean {
-    return this.request.bodyUsed && !this.#isComplete;
-  }
-
-  /** Counts it no more. */
-  free(): void {
-    this.#isFree = true;
-    this.limits.count(-this.#arrived);
-  }
-
-  #count(bytes: number) {
-    if (this.#isFree) return;
-    this.#arrived += bytes;
-    this.limits.count(bytes);
   }
 }

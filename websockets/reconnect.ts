@@ -1,13 +1,12 @@
-// Connecting again: for a client that stays, and for a piece of work that needs a server.
+// Connecting again, for a client that stays.
 
 import { delay } from "@std/async";
 import { isLost } from "./close_codes.ts";
-import { type Connection, ConnectionClosed } from "./connection.ts";
+import type { Connection } from "./connection.ts";
+import { ConnectionClosed } from "./connection_closed.ts";
 import { ConnectionFailed } from "./failures.ts";
-import type { Log } from "./lines.ts";
+import type { Log } from "./log.ts";
 
-/** Milliseconds for which `whileAway` tries again: a restart takes less. */
-const PATIENCE = 10_000;
 /** Milliseconds of the first pause, at the most. Each next one may be twice as long. */
 const PAUSE = 100;
 /** Milliseconds of a pause at the most: a server that was away for long is found soon. */
@@ -31,7 +30,7 @@ export interface RetryOptions {
  * The pauses between attempts, which grow while the server is away. Chance decides how long each is,
  * because otherwise all clients of a server that restarts would return at once.
  */
-class Pauses implements Disposable {
+export class Pauses implements Disposable {
   #longest = PAUSE;
   #lostAt = performance.now();
   #error?: Error;
@@ -52,7 +51,7 @@ class Pauses implements Disposable {
     const { patience = Infinity, log, signal } = this.options;
     if (error && performance.now() - this.#lostAt >= patience) throw error;
     this.#error = error;
-    this.#timer ??= setTimeout(() => log?.(`Waiting: ${this.#error?.message}`), SILENCE);
+    this.#timer ??= setTimeout(() => log?.(`${this.#error?.message}: waiting.`), SILENCE);
     await delay(Math.random() * this.#longest, { signal });
     this.#longest = Math.min(2 * this.#longest, MAX_PAUSE);
   }
@@ -69,10 +68,10 @@ class Pauses implements Disposable {
 }
 
 /** Whether the server may only be away. A computer that wakes up finds no host at first. */
-function mayPass(error: unknown, wasThere: boolean): error is Error {
+export function mayPass(error: unknown, wasThere: boolean): error is Error {
   if (error instanceof ConnectionClosed) return isLost(error);
   if (!(error instanceof ConnectionFailed)) return false;
-  return error.isPassing || wasThere && error.isHostUnknown;
+  return error.isPassing || wasThere && error.kind === "host";
 }
 
 /**
@@ -104,30 +103,5 @@ export async function* connections(
       failure = error;
     }
     await pauses.wait(failure);
-  }
-}
-
-/**
- * Runs what needs a server, such as a question with its answer, and runs it again while the server is
- * away: for 10 seconds after each loss, unless `patience` says otherwise. For a client that stays,
- * loop over `connect(url)` instead.
- *
- * @throws what `run` throws last, or the reason of `signal`.
- */
-export async function whileAway<Result>(
-  run: () => Promise<Result>,
-  options: RetryOptions = {},
-): Promise<Result> {
-  using pauses = new Pauses({ patience: PATIENCE, ...options });
-  while (true) {
-    const startedAt = performance.now();
-    try {
-      return await run();
-    } catch (error) {
-      options.signal?.throwIfAborted();
-      if (!mayPass(error, false)) throw error;
-      if (error instanceof ConnectionClosed) pauses.lose(startedAt);
-      await pauses.wait(error);
-    }
   }
 }

@@ -3,7 +3,7 @@
 import type { NatsConnection, NatsConnectionImpl } from "@nats-io/nats-core/internal";
 import { delay } from "@std/async";
 import { unescape } from "node:querystring";
-import { type Log, printable } from "../lines.ts";
+import { type Log, printable } from "../log.ts";
 import { type SocketOptions, SocketTransport } from "./transport.ts";
 
 /** The name is no literal where it is imported, because Deno would fetch it before it is needed. */

@@ -2,7 +2,7 @@
 
 import type { NatsConnection } from "@nats-io/nats-core/internal";
 import { deadline, delay } from "@std/async";
-import type { Log } from "../lines.ts";
+import type { Log } from "../log.ts";
 import type { Server } from "../serve.ts";
 
 /** Bytes that may wait for NATS. With more, handlers wait; while NATS is away, more is lost. */

@@ -3,7 +3,7 @@
 import process from "node:process";
 import readline from "node:readline";
 import { Readable, Writable } from "node:stream";
-import { write } from "./messages.ts";
+import { write } from "../script/print.ts";
 
 const PROMPT = "> ";
 /** The prompt of a line that goes on with the message of the one before. */

@@ -1,9 +1,13 @@
-// Messages of the test command and the looping client: how they are printed, and read from a pipe.
+// Messages of the test command: how they are printed, and read from standard input.
 
 import { Buffer, isUtf8 } from "node:buffer";
-import { type Connection, ConnectionClosed } from "./connection.ts";
-import type { Message } from "./inbox.ts";
-import { printable } from "./lines.ts";
+import { type Close, describeClose } from "../close_codes.ts";
+import type { Connection } from "../connection.ts";
+import { ConnectionClosed } from "../connection_closed.ts";
+import { withoutSecrets } from "../failures.ts";
+import { printable } from "../log.ts";
+import type { Message } from "../message.ts";
+import { write } from "../script/print.ts";
 
 /** A message as one line that can't harm a terminal: binary is shown in hexadecimal. */
 export function show(message: Message): string {
@@ -22,12 +26,7 @@ export function printMessage(message: Message, isRaw = false): void {
   const isPlain = !Deno.stdout.isTerminal();
   if (isPlain && isRaw && typeof message !== "string") return write(new Uint8Array(message));
   const line = isPlain && typeof message === "string" ? message : show(message);
-  write(new TextEncoder().encode(`${line}\n`));
-}
-
-/** Writes to standard output. Unlike `console.log` it throws when nobody reads that any more. */
-export function write(bytes: Uint8Array): void {
-  for (let rest = bytes; rest.length > 0;) rest = rest.subarray(Deno.stdout.writeSync(rest));
+  write(`${line}\n`);
 }
 
 /** What arrives, until the connection is closed. How it was closed is told elsewhere. */
@@ -72,4 +71,14 @@ export async function* readMessages(
     if (start < chunk.length) parts.push(chunk.subarray(start));
   }
   if (parts.length > 0) yield take(new Uint8Array());
+}
+
+/** Such as `Connected to ws://localhost:9999, subprotocol chat.` */
+export function describeOpen(url: string, subprotocol: string): string {
+  return `Connected to ${withoutSecrets(url)}${subprotocol && `, subprotocol ${subprotocol}`}.`;
+}
+
+/** How a connection was closed, as a sentence. A reason may end with a full stop of its own. */
+export function describeEnd(close: Close): string {
+  return `Connection closed: ${describeClose(close)}.`.replace(/([.!?…])\.$/, "$1");
 }

@@ -1,10 +1,16 @@
 // The test command in a pipe: it sends each line, and prints the answers alone.
 
 import { delay } from "@std/async";
-import { type Close, describeEnd } from "./close_codes.ts";
-import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "./connect.ts";
-import { describeOpen } from "./failures.ts";
-import { messagesOf, printMessage, readMessages, type Separator } from "./messages.ts";
+import type { Close } from "../close_codes.ts";
+import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "../connect.ts";
+import {
+  describeEnd,
+  describeOpen,
+  messagesOf,
+  printMessage,
+  readMessages,
+  type Separator,
+} from "./messages.ts";
 
 /** Milliseconds between two looks at what has arrived. */
 const LOOK = 10;

@@ -1,0 +1,78 @@
+// Which client has to go when too much waits. One that takes something stays while another is to
+// blame.
+
+import { costOf, type Holder, type WaitingMessage } from "./waiting.ts";
+
+const SENT_TOO_MUCH = "It sent more than could be taken.";
+const READ_TOO_LITTLE = "It read too little while too much was waiting.";
+
+/** A client that has to go, and why. */
+export interface Eviction {
+  client: Holder;
+  reason: string;
+}
+
+/**
+ * Chooses the client that is to blame for most of what waits. Each message is blamed on the clients
+ * that take nothing; if all of its clients take something, on the client because of which it was sent.
+ *
+ * @param all How many clients the server has.
+ * @param enough Bytes for which a client is to blame at least before it has to go.
+ * @param isUrgent Whether one has to go also where nobody is to blame for that much.
+ */
+export function chooseEviction(
+  clients: Iterable<Holder>,
+  all: number,
+  enough: number,
+  isUrgent: boolean,
+): Eviction | undefined {
+  const sent = new Sums();
+  const notRead = new Sums();
+  const stuckWith = new Map<WaitingMessage, Holder[]>();
+  for (const client of clients) {
+    sent.add(client, client.unread);
+    if (client.isStuck) notRead.add(client, client.handed);
+    for (const [place, message] of client.queue.entries()) {
+      const stuck = stuckWith.get(message) ?? [];
+      // A client is behind with what most others have taken, if it has taken nothing since it came.
+      const isBehind = place >= client.untakenFrom && message.clients * 2 <= all;
+      if (client.isStuck || isBehind) stuck.push(client);
+      stuckWith.set(message, stuck);
+    }
+  }
+  for (const [message, stuck] of stuckWith) {
+    const { cause } = message;
+    for (const client of stuck) notRead.add(client, costOf(message) / stuck.length);
+    if (stuck.length === 0 && cause && !cause.closing) sent.add(cause, costOf(message));
+  }
+  const [sender, bytesSent] = sent.largest();
+  const [reader, bytesNotRead] = notRead.largest();
+  if (sender && bytesSent >= enough && bytesSent > bytesNotRead) {
+    return { client: sender, reason: SENT_TOO_MUCH };
+  }
+  const client = bytesNotRead >= enough ? reader : isUrgent ? furthestBehind(clients) : undefined;
+  return client && { client, reason: READ_TOO_LITTLE };
+}
+
+/** The client for which most waits. What waits for many is shared among them. */
+function furthestBehind(clients: Iterable<Holder>): Holder | undefined {
+  const sums = new Sums();
+  for (const client of clients) {
+    sums.add(client, client.handed);
+    for (const message of client.queue) sums.add(client, costOf(message) / message.clients);
+  }
+  return sums.largest()[0];
+}
+
+/** Bytes for each client. */
+class Sums extends Map<Holder, number> {
+  add(client: Holder, bytes: number): void {
+    this.set(client, (this.get(client) ?? 0) + bytes);
+  }
+
+  largest(): [Holder | undefined, number] {
+    let most: [Holder | undefined, number] = [undefined, 0];
+    for (const each of this) if (each[1] > most[1]) most = each;
+    return most;
+  }
+}

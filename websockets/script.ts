@@ -1,0 +1,9 @@
+// The second door: what makes a script of a server or a client.
+//
+//   import { print, runServer } from "websockets/script.ts";
+
+export { runClient, whileAway } from "./script/client.ts";
+export { now } from "./script/clock.ts";
+export { type Flags, type FlagValues, usageError } from "./script/flags.ts";
+export { log, print, silence } from "./script/print.ts";
+export { runServer, type RunServerOptions } from "./script/server.ts";

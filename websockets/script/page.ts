@@ -1,0 +1,22 @@
+// The page of a script, which `GET /` is answered with.
+
+import type { ProcessRequest } from "../options.ts";
+
+/** What a page says itself of what it may do: that is repeated in a header. */
+const PAGE_POLICY = /<meta\s+http-equiv="Content-Security-Policy"\s+content="([^"]*)"/;
+
+/** A `processRequest` that answers `GET /` with a page, in HTML. */
+export function servePage(page: string): ProcessRequest {
+  const [, policy] = page.match(PAGE_POLICY) ?? [];
+  // A page that another site frames could be made to connect by a click there, and a page can't
+  // forbid that by itself.
+  const headers = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Content-Security-Policy": ["frame-ancestors 'none'", policy].filter(Boolean).join("; "),
+  };
+  return (request) => {
+    const isPage = (request.method === "GET" || request.method === "HEAD") &&
+      request.headers.get("sec-websocket-key") === null && new URL(request.url).pathname === "/";
+    return isPage ? new Response(page, { headers }) : undefined;
+  };
+}

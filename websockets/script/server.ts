@@ -1,0 +1,167 @@
+// What makes a script of a server: flags, the line with its address, and signals.
+
+import { SHUTDOWN_TIMEOUT } from "../accept.ts";
+import { MAX_WAITING } from "../budget.ts";
+import { errorLog, type Log, unfailing } from "../log.ts";
+import { IDLE_TIMEOUT, MAX_CLIENTS, MAX_MESSAGE, type ServeOptions } from "../options.ts";
+import type { Server } from "../serve.ts";
+import { requireToken } from "../token.ts";
+import { type Flags, type FlagValues, parseFlags, usageError } from "./flags.ts";
+import { servePage } from "./page.ts";
+import { silence } from "./print.ts";
+import { runScript, usageOf } from "./run.ts";
+
+/** The flags of every server. */
+const SERVER_FLAGS = {
+  "host HOST": "address to listen on (localhost), 0.0.0.0 for other machines too",
+  "port PORT": "port to listen on, 0 for a free one",
+  "cert FILE": "certificate for wss, in PEM; needs --key and --allow-read",
+  "key FILE": "private key of the certificate, in PEM",
+  "token-file FILE": "let in only clients with the token in this file; needs --allow-read",
+  "origin ORIGIN...": "let pages from this origin in, * for any; may be given many times",
+  "max-message BYTES": `largest message (${MAX_MESSAGE})`,
+  "max-clients COUNT": `clients at a time (${MAX_CLIENTS})`,
+  "max-waiting BYTES": `what may wait for all clients together (${MAX_WAITING})`,
+  "idle-timeout SECONDS": `how long a client may be silent, or take nothing (${IDLE_TIMEOUT})`,
+  "stop-timeout SECONDS": `how long a stop waits for the clients (${SHUTDOWN_TIMEOUT / 1000})`,
+  "quiet": "do not print messages",
+} as const;
+
+/** What a script says of its server. */
+export interface RunServerOptions<Own extends Flags> extends ServeOptions {
+  /** The page that `GET /` is answered with, in HTML. */
+  page?: string;
+  /** The flags of this script, in addition to those of every server. */
+  flags?: Own;
+  /** Called when all clients have left, before the process ends. */
+  release?(): unknown;
+}
+
+/**
+ * Runs a server as the flags say until SIGINT or SIGTERM. Then nobody is let in any more, every
+ * client gets what waits for it and 1001, and the process ends with 0. A second signal ends it at
+ * once. A mistake is told in one line, and the process ends with 1, or 2 if a flag is wrong.
+ *
+ * @param name What the first line calls the server.
+ * @param options What holds where the flags say nothing.
+ * @param start Starts the server: it gets the options for `serve`, and the values of its own flags.
+ */
+export async function runServer<const Own extends Flags>(
+  name: string,
+  options: RunServerOptions<Own>,
+  start: (options: ServeOptions, flags: FlagValues<Own>) => Server | Promise<Server>,
+): Promise<void> {
+  const { flags = {} as Own, release, page, ...given } = options;
+  const all = { ...flags, ...SERVER_FLAGS };
+  await runScript(usageOf(all), async () => {
+    const values = parseFlags(all).values as FlagValues<Own> & FlagValues<typeof SERVER_FLAGS>;
+    const settings = withFlags({ port: 8000, ...given }, page, values);
+    const server = await startOn(settings, () => start(settings, values));
+    stopOnSignals(server, (values["stop-timeout"] ?? SHUTDOWN_TIMEOUT / 1000) * 1000, release);
+    tellAddress(name, server, settings, page !== undefined);
+  });
+}
+
+/** The options for `serve`: what a script says, and then what the flags say. */
+function withFlags(
+  given: ServeOptions & { port: number },
+  page: string | undefined,
+  values: FlagValues<typeof SERVER_FLAGS>,
+) {
+  const { cert, key, origin = [], host = "localhost", "token-file": tokenFile } = values;
+  if (!cert !== !key) throw usageError("--cert and --key need each other.");
+  const wrong = origin.find((each) => !isOrigin(each));
+  if (wrong !== undefined) {
+    const origins = "a whole origin such as https://example.com, or *";
+    throw usageError(`--origin takes ${origins}, not "${wrong}".`);
+  }
+  if (values.quiet) silence();
+  const { maxMessage = Infinity, processRequest = [] } = given;
+  return {
+    ...given,
+    hostname: host.replace(/^\[(.*)\]$/, "$1"),
+    port: values.port ?? given.port,
+    cert: cert && readPem(cert),
+    key: key && readPem(key),
+    origins: [...given.origins ?? [], ...origin],
+    maxMessage: Math.min(maxMessage, values["max-message"] ?? MAX_MESSAGE),
+    maxClients: values["max-clients"] ?? given.maxClients,
+    maxWaiting: values["max-waiting"] ?? given.maxWaiting,
+    idleTimeout: values["idle-timeout"] ?? given.idleTimeout,
+    processRequest: [
+      ...tokenFile ? [requireToken(Deno.readTextFileSync(tokenFile).trim())] : [],
+      ...[processRequest].flat(),
+      ...page === undefined ? [] : [servePage(page)],
+    ],
+    log: given.log ?? logWithFlags,
+  };
+}
+
+/** Says with which flag an option is set. */
+const logWithFlags: Log = (line, option) => {
+  const flag = option?.replace("origins", "origin").replace(
+    /[A-Z]/g,
+    (letter) => `-${letter.toLowerCase()}`,
+  );
+  errorLog(flag ? `${line} See --${flag}.` : line);
+};
+
+async function startOn(
+  { port }: { port: number },
+  start: () => Server | Promise<Server>,
+): Promise<Server> {
+  try {
+    return await start();
+  } catch (error) {
+    if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    throw new Error(`Port ${port} is taken: choose another one with --port.`);
+  }
+}
+
+function stopOnSignals(server: Server, timeout: number, release?: () => unknown) {
+  // Without a file descriptor left, the runtime stops listening, and nothing makes it start again.
+  server.finished.catch((error) => {
+    const line = `Stopped listening (${error.message}): raise ulimit -n or lower --max-clients.`;
+    unfailing(console.error)(line);
+    Deno.exit(1);
+  });
+  let isStopping = false;
+  const stop = async () => {
+    if (isStopping) Deno.exit(1);
+    isStopping = true;
+    await server.shutdown({ timeout });
+    await release?.();
+    Deno.exit(0);
+  };
+  Deno.addSignalListener("SIGINT", stop);
+  // There is no SIGTERM on Windows, and listening for it throws.
+  if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
+}
+
+function tellAddress(
+  name: string,
+  { addr }: Server,
+  { hostname, cert }: { hostname: string; cert?: string },
+  hasPage: boolean,
+) {
+  // 0.0.0.0 and :: stand for all addresses of this machine, and nobody can connect to them.
+  const reachable = hostname === "0.0.0.0" || hostname === "::" ? "localhost" : hostname;
+  const address = `${reachable.includes(":") ? `[${reachable}]` : reachable}:${addr.port}`;
+  const secure = cert ? "s" : "";
+  const page = hasPage ? `, page at http${secure}://${address}/` : "";
+  unfailing(console.log)(`${name} on ws${secure}://${address}${page}`);
+}
+
+/** Whether this is `*`, `null`, or the whole origin of a page or an app. There are no patterns. */
+function isOrigin(text: string): boolean {
+  if (["*", "null"].includes(text)) return true;
+  if (/^https?:/.test(text)) return !text.includes("*") && URL.parse(text)?.origin === text;
+  // Such as file:// or tauri://localhost. No page comes from a WebSocket.
+  return /^(?!wss?:)[a-z][a-z0-9+.-]*:\/\/[^\s*\/?#]*$/.test(text);
+}
+
+function readPem(file: string): string {
+  const text = Deno.readTextFileSync(file);
+  if (text.includes("-----BEGIN")) return text;
+  throw new Error(`There is no certificate or key in ${file}: in PEM it starts with -----BEGIN.`);
+}

@@ -40,8 +40,7 @@ export async function handler(websocket: Connection, request: Request) {
 
 function say(name: string, message: Message) {
   broadcast(rooms.get(name) ?? [], message);
-  if (name) print(`Room ${name}:`, message);
-  else print(message);
+  print(name && `Room ${name}:`, message);
   // A client that says more than the other servers can take has to wait here.
   return relay?.publish(name, message);
 }

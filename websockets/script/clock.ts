@@ -11,7 +11,7 @@ export function now(): string {
   let since = performance.now() - second.start;
   if (since >= 1_000) {
     const date = new Date();
-    since = date.getMilliseconds();
+    since = date.getMilliseconds() + performance.now() % 1;
     // Sweden writes a date as Python does.
     second = { start: performance.now() - since, text: date.toLocaleString("sv") };
   }

@@ -4,15 +4,15 @@ import { Buffer } from "node:buffer";
 import { limited, type Log, printable } from "../log.ts";
 import type { Message } from "../message.ts";
 
-const atATerminal = limited((line) => console.log(line));
-let printLine: Log | undefined = atATerminal;
+const limitedLine = limited((line) => console.log(line));
+let printLine: Log | undefined = limitedLine;
 
 /**
- * Prints what people have said, as the article's `print` does: with blanks between the parts, and
- * binary as its size. Nothing in it can harm a terminal. `--quiet` turns it off.
+ * Prints what people have said, as the article's `print` does: with blanks between the parts that are
+ * not empty, and binary as its size. Nothing in it can harm a terminal. `--quiet` turns it off.
  */
 export function print(...parts: Message[]): void {
-  printLine?.(parts.map(show).join(" "));
+  printLine?.(parts.filter((part) => part !== "").map(show).join(" "));
 }
 
 /** Prints what a server does, such as that a client has joined; `--quiet` does not turn it off. */

@@ -122,7 +122,7 @@ function stopOnSignals(server: Server, timeout: number, release?: () => unknown)
   // Without a file descriptor left, the runtime stops listening, and nothing makes it start again.
   server.finished.catch((error) => {
     const line = `Stopped listening (${error.message}): raise ulimit -n or lower --max-clients.`;
-    unfailing(console.error)(line);
+    unfailing((line) => console.error(line))(line);
     Deno.exit(1);
   });
   let isStopping = false;
@@ -149,7 +149,7 @@ function tellAddress(
   const address = `${reachable.includes(":") ? `[${reachable}]` : reachable}:${addr.port}`;
   const secure = cert ? "s" : "";
   const page = hasPage ? `, page at http${secure}://${address}/` : "";
-  unfailing(console.log)(`${name} on ws${secure}://${address}${page}`);
+  unfailing((line) => console.log(line))(`${name} on ws${secure}://${address}${page}`);
 }
 
 /** Whether this is `*`, `null`, or the whole origin of a page or an app. There are no patterns. */

@@ -426,7 +426,7 @@ test(
 // Logs.
 
 test(
-  { needs: "net" },
+  { needs: "run" },
   "Logs: nothing that a peer sends can write to the terminal",
   async () => {
     await using server = await Script.server("server.ts");
@@ -515,7 +515,7 @@ test(
 );
 
 test(
-  { needs: "net" },
+  { needs: "run" },
   "more clients than 1,024 descriptors, the usual limit, are all answered",
   async () => {
     const server = await Script.server("server.ts", "--quiet");

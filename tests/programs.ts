@@ -1,7 +1,7 @@
 /// <reference types="./std.d.ts" />
 // Scripts and other programs that a test starts as processes, with what they print.
 
-import { assertLessOrEqual } from "@std/assert";
+import { assertEquals, assertLessOrEqual } from "@std/assert";
 import { eventually, Inbox, within } from "./helpers.ts";
 import { ignoring, PYTHON } from "./needs.ts";
 
@@ -34,6 +34,13 @@ export class Program implements AsyncDisposable {
 
   kill(signal: Deno.Signal = "SIGTERM"): void {
     this.#process.kill(signal);
+  }
+
+  /** Makes it stand still, on Linux. A busy system takes a while to do so. */
+  async pause(): Promise<void> {
+    this.kill("SIGSTOP");
+    const state = () => Deno.readTextFileSync(`/proc/${this.pid}/stat`).replace(/.*\) /, "")[0];
+    await eventually(() => assertEquals(state(), "T"));
   }
 
   /** The next line that is `wanted`; if it ends without that line, its errors are thrown. */

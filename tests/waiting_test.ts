@@ -497,7 +497,7 @@ test(
       const { stdin } = client;
       await using _input = { [Symbol.asyncDispose]: () => stdin.close().catch(silent) };
       await client.errors.next((line) => line.startsWith("Connected to "));
-      client.kill("SIGSTOP");
+      await client.pause();
       for (let count = 0; count < pushes; count++) await push(room, "x".repeat(1_000_000));
       // The runtime finds out that it answers no ping, unless the ping has to wait as well.
       await room.left.next();

@@ -24,10 +24,10 @@ done
 for ((loop = 0; loop < loops; loop++)); do
   while kill -0 $$ 2> /dev/null; do :; done &
 done
-trap 'kill $(jobs -p) 2> /dev/null' EXIT
-trap 'exit 130' INT TERM
-
 outputs=$(mktemp -d)
+trap 'kill $(jobs -p) 2> /dev/null; rmdir "$outputs" 2> /dev/null' EXIT
+trap 'rm -f "$output"; exit 130' INT TERM
+
 failed=0
 for ((run = 1; run <= runs; run++)); do
   output=$outputs/$run.txt
@@ -42,6 +42,5 @@ for ((run = 1; run <= runs; run++)); do
     failed=$((failed + 1))
   fi
 done
-rmdir "$outputs" 2> /dev/null
 echo "$((runs - failed)) of $runs runs passed."
 [ "$failed" -eq 0 ]

@@ -121,7 +121,7 @@ function isThere(need: Need): boolean {
 export function test(
   { needs: need }: { needs: Need | Need[] },
   name: string,
-  fn: () => Promise<void>,
+  fn: () => void | Promise<void>,
 ): void {
   Deno.test({ name, fn, ignore: ![need].flat().every(isThere) });
 }

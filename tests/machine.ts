@@ -1,0 +1,169 @@
+/// <reference types="./std.d.ts" />
+// A machine on which a reader follows a text.
+
+import { assert, assertMatch } from "@std/assert";
+import { retry } from "@std/async";
+import { dirname } from "node:path";
+import { UNSHARE } from "./needs.ts";
+import { Program } from "./programs.ts";
+import { type Block, commandsOf, copy, patternOf, ROOT, SOON } from "./readme.ts";
+
+/**
+ * A fresh copy of the repository, and a network in which all ports are free, so that nothing else
+ * on this computer is in the way.
+ */
+export class Machine implements AsyncDisposable {
+  readonly #programs: { program: Program; stdin: string }[] = [];
+  readonly #folder: string;
+  readonly #holder: Program;
+  readonly #network: string;
+
+  private constructor(folder: string, holder: Program) {
+    [this.#folder, this.#holder] = [folder, holder];
+    this.#network = networkOf(holder.pid);
+    // All that runs in this network is killed in the end.
+    assert(this.#network !== networkOf("self"));
+  }
+
+  static async start(): Promise<Machine> {
+    const folder = await Deno.makeTempDir();
+    const clone = `${folder}/clone`;
+    await Deno.mkdir(clone);
+    await makeCache(`${folder}/cache`);
+    const files = [...Deno.readDirSync(ROOT)].filter(({ isFile }) => isFile);
+    await copy([...files.map(({ name }) => name), "websockets"], clone);
+    // A machine with Node has `npx`, which fetches the Deno that it is told to.
+    await Deno.mkdir(`${folder}/bin`);
+    const npx = `[ "$1" = -y ] && shift 2 && exec deno "$@"`;
+    await Deno.writeTextFile(`${folder}/bin/npx`, `#!/bin/sh\n${npx}\n`, { mode: 0o755 });
+    const wait = "ip link set lo up && echo ready && exec sleep infinity";
+    const holder = new Program("unshare", [...UNSHARE, "sh", "-c", wait]);
+    await holder.prints(/ready/);
+    return new Machine(folder, holder);
+  }
+
+  /**
+   * Starts what a line of a shell says, with nothing to read, an open pipe, or a terminal. What it
+   * prints as an error is among its lines, as a reader sees it.
+   */
+  run(command: string, stdin: "nothing" | "pipe" | "terminal" = "nothing"): Program {
+    const enter = ["--preserve-credentials", "--user", "--net", "--target", `${this.#holder.pid}`];
+    const env = {
+      PATH: `${this.#folder}/bin:${dirname(Deno.execPath())}:${Deno.env.get("PATH")}:/usr/sbin`,
+      DENO_DIR: `${this.#folder}/cache`,
+      NO_COLOR: "1",
+    };
+    // With `exec` a signal reaches the program, and not a shell that waits for it.
+    const isOne = !/[|&\n]/.test(command);
+    const shell = stdin === "terminal"
+      ? ["script", "-qec", command, "/dev/null"]
+      : ["sh", "-ec", `exec 2>&1\n${isOne ? "exec " : ""}${command}`];
+    const program = new Program("nsenter", [...enter, ...shell], {
+      cwd: `${this.#folder}/clone`,
+      env,
+      stdin: stdin === "nothing" ? "null" : "piped",
+    });
+    this.#programs.push({ program, stdin });
+    return program;
+  }
+
+  /** Starts a server, and waits until it listens. */
+  async serve(command: string): Promise<Program> {
+    const before = this.#listening();
+    const program = this.run(command);
+    await retry(() => assert(this.#listening() > before, outputOf(program)), SOON);
+    return program;
+  }
+
+  /** How many addresses there are servers at. */
+  #listening(): number {
+    const tables = ["tcp", "tcp6"].map((each) => `/proc/${this.#holder.pid}/net/${each}`);
+    const rows = tables.flatMap((each) => Deno.readTextFileSync(each).split("\n"));
+    return rows.filter((row) => row.split(/\s+/)[4] === "0A").length;
+  }
+
+  /** Saves the blocks that have a name. */
+  async save(blocks: Block[]): Promise<void> {
+    for (const { name, text } of blocks) {
+      if (name) await Deno.writeTextFile(`${this.#folder}/clone/${name}`, text);
+    }
+  }
+
+  /**
+   * Saves and runs what the blocks say, one after the other, and compares what is printed. Gives
+   * each server when it listens, and each other program when it has ended. In the end of a block,
+   * its servers have printed their lines.
+   */
+  async *follow(blocks: Block[]): AsyncGenerator<Program> {
+    for (const block of blocks) {
+      await this.save([block]);
+      if (block.name || block.tag !== "sh") continue;
+      const servers: [Program, string[]][] = [];
+      for (const { command, lines } of commandsOf(block)) {
+        const isServer = /(server|bare)\.ts/.test(command);
+        const program = isServer ? await this.serve(command) : this.run(command);
+        if (isServer) servers.push([program, lines]);
+        else await assertOutput(program, lines);
+        yield program;
+      }
+      for (const [program, lines] of servers) await prints(program, lines);
+    }
+  }
+
+  async [Symbol.asyncDispose]() {
+    for (const { name } of Deno.readDirSync("/proc")) {
+      try {
+        if (networkOf(name) === this.#network) Deno.kill(Number(name), "SIGKILL");
+      } catch {
+        // It is no process, or has ended.
+      }
+    }
+    for (const { program, stdin } of this.#programs) {
+      await program.end();
+      if (stdin !== "nothing") await program.stdin.close().catch(() => {});
+    }
+    await this.#holder[Symbol.asyncDispose]();
+    await Deno.remove(this.#folder, { recursive: true });
+  }
+}
+
+/** A cache of its own, which has the packages of this machine. */
+async function makeCache(path: string): Promise<void> {
+  await Deno.mkdir(path, { recursive: true });
+  const { stdout } = await new Deno.Command(Deno.execPath(), { args: ["info", "--json"] }).output();
+  const { npmCache } = JSON.parse(new TextDecoder().decode(stdout));
+  await Deno.symlink(npmCache, `${path}/npm`, { type: "junction" });
+}
+
+/** The network that a process is in. */
+function networkOf(pid: number | string): string {
+  return Deno.readLinkSync(`/proc/${pid}/ns/net`);
+}
+
+/** What it has printed, without empty lines at the end, and without the `\r` of HTTP. */
+function outputOf(program: Program): string {
+  const output = program.lines.all.map((line) => `${line.replace(/\r$/, "")}\n`).join("");
+  return output.replace(/\n+$/, "\n");
+}
+
+/** Waits until a program has printed these lines. */
+export async function prints(program: Program, lines: string[]): Promise<void> {
+  const wanted = patternOf(lines);
+  while (!wanted.test(outputOf(program))) {
+    await program.lines.next(undefined, `${lines.join("\n")}\nafter\n${outputOf(program)}`);
+  }
+}
+
+/** Waits until a program has ended, and has printed these lines and no other. */
+async function assertOutput(program: Program, lines: string[]): Promise<void> {
+  await program.end();
+  assertMatch(outputOf(program), RegExp(`${patternOf(lines).source}$`));
+}
+
+/** Waits until a terminal shows this line. It is cleared in front of each line that it shows. */
+export async function shows(terminal: Program, line: string): Promise<void> {
+  const wanted = patternOf([line]);
+  // deno-lint-ignore no-control-regex
+  const shown = (raw: string) => raw.replace(/.*\x1b\[0J/, "").replace(/\r+$/, "");
+  await terminal.lines.next((raw) => wanted.test(`${shown(raw)}\n`), line);
+}

@@ -81,7 +81,7 @@ test({ needs: "run" }, "a text is printed byte for byte where that is no termina
 test({ needs: "run" }, "an answer that does not come in time ends it with one line", async () => {
   const events = new Inbox<string>();
   await using server = startServer(listen(events));
-  await using client = new Script("client.ts", [server.url, "--timeout", "1"]);
+  await using client = new Script("client.ts", [server.url, "--timeout", "0.3"]);
   assertEquals(await events.next(), "Hello, I am Deno.");
   assertEquals(await client.end(), 1);
   assertEquals(client.errors.all, ["No answer came in time."]);

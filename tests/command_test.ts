@@ -112,7 +112,7 @@ test({ needs: "run" }, "in a pipe it sends each line and prints the answers alon
   await using server = startServer(echo());
   // The scheme of a URL may be written in capitals.
   const url = server.url.replace("ws", "WS");
-  const { code, lines, errors } = await pipe(url, "a\n\n你好\nno newline");
+  const { code, lines, errors } = await pipe(url, "a\n\n你好\nno newline", "--wait", "0");
   assertEquals(code, 0);
   assertEquals(errors, [`Connected to ${url}.`, "Connection closed: 1000 (OK)."]);
   assertEquals(lines, ["a", "", "你好", "no newline"]);
@@ -276,9 +276,11 @@ test({ needs: "run" }, "it stays until nothing has arrived for a second", async 
     }
     await websocket.closed;
   });
-  const all = await pipe(greeting.url, "a\n");
+  const [all, first] = await Promise.all([
+    pipe(greeting.url, "a\n"),
+    pipe(greeting.url, "a\n", "--wait", "0"),
+  ]);
   assertEquals([all.code, all.lines], [0, ["greeting a", "answer", "more"]]);
-  const first = await pipe(greeting.url, "a\n", "--wait", "0");
   assertEquals([first.code, first.lines], [0, ["greeting a"]]);
 });
 
@@ -288,11 +290,11 @@ test({ needs: "run" }, "without input it listens for as long as --wait says", as
     let isOpen = true;
     websocket.closed.then(() => isOpen = false);
     while (isOpen) {
-      await delay(100);
+      await delay(20);
       websocket.send(`${++sent}`);
     }
   });
-  const { code, lines } = await pipe(server.url, "", "--wait", "2");
+  const { code, lines } = await pipe(server.url, "", "--wait", "1");
   assertEquals(code, 0);
   assert(lines.length > 5, `${lines.length} messages`);
 });

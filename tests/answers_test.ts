@@ -3,12 +3,13 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { retry } from "@std/async";
+import { cp } from "node:fs/promises";
 import { TestClient, within } from "./helpers.ts";
 import { Machine } from "./machine.ts";
 import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
 import { ask, handshake } from "./raw.ts";
-import { blocksOf, copy, deno, freePort, makeFolder, read, REFERENCE } from "./readme.ts";
-import { sectionOf, SOON } from "./readme.ts";
+import { blocksOf, deno, freePort, makeFolder, read, REFERENCE } from "./readme.ts";
+import { ROOT, sectionOf, SOON } from "./readme.ts";
 
 /** The names of the blocks that are run. */
 const tested = new Set<string>();
@@ -23,7 +24,9 @@ function answer(
   tested.add(name);
   test({ needs }, `${name}: ${promise}`, async () => {
     await using folder = await makeFolder();
-    await copy(["websockets", "deno.json"], folder.path);
+    for (const name of ["websockets", "deno.json"]) {
+      await cp(ROOT + name, `${folder.path}/${name}`, { recursive: true });
+    }
     const port = freePort();
     for (const block of blocksOf(REFERENCE).filter(({ name }) => name)) {
       const text = block.text.replace("port: 8000", `port: ${port}`);

@@ -3,43 +3,44 @@
 
 import { assert, assertMatch } from "@std/assert";
 import { retry } from "@std/async";
+import { cp } from "node:fs/promises";
 import { dirname } from "node:path";
 import { UNSHARE } from "./needs.ts";
 import { Program } from "./programs.ts";
-import { type Block, commandsOf, copy, patternOf, ROOT, SOON } from "./readme.ts";
+import { type Block, commandsOf, makeFolder, patternOf, ROOT, SOON } from "./readme.ts";
 
 /**
  * A fresh copy of the repository, and a network in which all ports are free, so that nothing else
  * on this computer is in the way.
  */
 export class Machine implements AsyncDisposable {
-  readonly #programs: { program: Program; stdin: string }[] = [];
-  readonly #folder: string;
-  readonly #holder: Program;
-  readonly #network: string;
-
-  private constructor(folder: string, holder: Program) {
-    [this.#folder, this.#holder] = [folder, holder];
-    this.#network = networkOf(holder.pid);
-    // All that runs in this network is killed in the end.
-    assert(this.#network !== networkOf("self"));
-  }
+  private constructor(
+    /** What is left behind otherwise. */
+    private readonly stack: AsyncDisposableStack,
+    private readonly folder: string,
+    /** A process that keeps the network. */
+    private readonly holder: Program,
+    private readonly network: string,
+  ) {}
 
   static async start(): Promise<Machine> {
-    const folder = await Deno.makeTempDir();
-    const clone = `${folder}/clone`;
-    await Deno.mkdir(clone);
-    await makeCache(`${folder}/cache`);
+    await using stack = new AsyncDisposableStack();
+    const folder = stack.use(await makeFolder()).path;
     const files = [...Deno.readDirSync(ROOT)].filter(({ isFile }) => isFile);
-    await copy([...files.map(({ name }) => name), "websockets"], clone);
+    for (const name of [...files.map(({ name }) => name), "websockets"]) {
+      await cp(ROOT + name, `${folder}/clone/${name}`, { recursive: true });
+    }
     // A machine with Node has `npx`, which fetches the Deno that it is told to.
     await Deno.mkdir(`${folder}/bin`);
     const npx = `[ "$1" = -y ] && shift 2 && exec deno "$@"`;
     await Deno.writeTextFile(`${folder}/bin/npx`, `#!/bin/sh\n${npx}\n`, { mode: 0o755 });
     const wait = "ip link set lo up && echo ready && exec sleep infinity";
-    const holder = new Program("unshare", [...UNSHARE, "sh", "-c", wait]);
+    const holder = stack.use(new Program("unshare", [...UNSHARE, "sh", "-c", wait]));
     await holder.prints(/ready/);
-    return new Machine(folder, holder);
+    // All that runs in this network is killed in the end.
+    const network = networkOf(holder.pid);
+    assert(network !== networkOf("self"));
+    return new Machine(stack.move(), folder, holder, network);
   }
 
   /**
@@ -47,23 +48,26 @@ export class Machine implements AsyncDisposable {
    * prints as an error is among its lines, as a reader sees it.
    */
   run(command: string, stdin: "nothing" | "pipe" | "terminal" = "nothing"): Program {
-    const enter = ["--preserve-credentials", "--user", "--net", "--target", `${this.#holder.pid}`];
-    const env = {
-      PATH: `${this.#folder}/bin:${dirname(Deno.execPath())}:${Deno.env.get("PATH")}:/usr/sbin`,
-      DENO_DIR: `${this.#folder}/cache`,
-      NO_COLOR: "1",
-    };
+    const enter = ["--preserve-credentials", "--user", "--net", "--target", `${this.holder.pid}`];
+    const path = [
+      `${this.folder}/bin`,
+      dirname(Deno.execPath()),
+      Deno.env.get("PATH"),
+      "/usr/sbin",
+    ];
     // With `exec` a signal reaches the program, and not a shell that waits for it.
     const isOne = !/[|&\n]/.test(command);
     const shell = stdin === "terminal"
       ? ["script", "-qec", command, "/dev/null"]
       : ["sh", "-ec", `exec 2>&1\n${isOne ? "exec " : ""}${command}`];
-    const program = new Program("nsenter", [...enter, ...shell], {
-      cwd: `${this.#folder}/clone`,
-      env,
-      stdin: stdin === "nothing" ? "null" : "piped",
-    });
-    this.#programs.push({ program, stdin });
+    const program = this.stack.use(
+      new Program("nsenter", [...enter, ...shell], {
+        cwd: `${this.folder}/clone`,
+        env: { PATH: path.join(":"), NO_COLOR: "1" },
+        stdin: stdin === "nothing" ? "null" : "piped",
+      }),
+    );
+    if (stdin !== "nothing") this.stack.defer(() => program.stdin.close().catch(() => {}));
     return program;
   }
 
@@ -77,7 +81,7 @@ export class Machine implements AsyncDisposable {
 
   /** How many addresses there are servers at. */
   #listening(): number {
-    const tables = ["tcp", "tcp6"].map((each) => `/proc/${this.#holder.pid}/net/${each}`);
+    const tables = ["tcp", "tcp6"].map((each) => `/proc/${this.holder.pid}/net/${each}`);
     const rows = tables.flatMap((each) => Deno.readTextFileSync(each).split("\n"));
     return rows.filter((row) => row.split(/\s+/)[4] === "0A").length;
   }
@@ -85,7 +89,7 @@ export class Machine implements AsyncDisposable {
   /** Saves the blocks that have a name. */
   async save(blocks: Block[]): Promise<void> {
     for (const { name, text } of blocks) {
-      if (name) await Deno.writeTextFile(`${this.#folder}/clone/${name}`, text);
+      if (name) await Deno.writeTextFile(`${this.folder}/clone/${name}`, text);
     }
   }
 
@@ -113,26 +117,13 @@ export class Machine implements AsyncDisposable {
   async [Symbol.asyncDispose]() {
     for (const { name } of Deno.readDirSync("/proc")) {
       try {
-        if (networkOf(name) === this.#network) Deno.kill(Number(name), "SIGKILL");
+        if (networkOf(name) === this.network) Deno.kill(Number(name), "SIGKILL");
       } catch {
         // It is no process, or has ended.
       }
     }
-    for (const { program, stdin } of this.#programs) {
-      await program.end();
-      if (stdin !== "nothing") await program.stdin.close().catch(() => {});
-    }
-    await this.#holder[Symbol.asyncDispose]();
-    await Deno.remove(this.#folder, { recursive: true });
+    await this.stack.disposeAsync();
   }
-}
-
-/** A cache of its own, which has the packages of this machine. */
-async function makeCache(path: string): Promise<void> {
-  await Deno.mkdir(path, { recursive: true });
-  const { stdout } = await new Deno.Command(Deno.execPath(), { args: ["info", "--json"] }).output();
-  const { npmCache } = JSON.parse(new TextDecoder().decode(stdout));
-  await Deno.symlink(npmCache, `${path}/npm`, { type: "junction" });
 }
 
 /** The network that a process is in. */

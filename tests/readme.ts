@@ -88,19 +88,6 @@ export async function makeFolder() {
   return { path, [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }) };
 }
 
-/** Copies files and folders of this repository to another folder. */
-export async function copy(names: string[], to: string): Promise<void> {
-  for (const name of names) {
-    if ((await Deno.stat(ROOT + name)).isFile) {
-      await Deno.copyFile(ROOT + name, `${to}/${name}`);
-    } else {
-      await Deno.mkdir(`${to}/${name}`);
-      const inside = [...Deno.readDirSync(ROOT + name)].map((each) => `${name}/${each.name}`);
-      await copy(inside, to);
-    }
-  }
-}
-
 /** A port that nobody listens on. */
 export function freePort(): number {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });

@@ -6,7 +6,7 @@ import { deadline, delay, retry } from "@std/async";
 import { type Close, type Connection, type Handler, serve, type ServeOptions } from "websockets";
 import { broadcast } from "../broadcast_server.ts";
 import { Outbox } from "../websockets/outbox.ts";
-import { Waiting } from "../websockets/waiting.ts";
+import { currentClient, Waiting } from "../websockets/waiting.ts";
 import { heldMemory, Inbox, TestClient, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { assertDescriptors, countDescriptors, Program, Script } from "./programs.ts";
@@ -385,6 +385,41 @@ test(
     assertLessOrEqual(before, most, "What waited is not sent any more.");
   },
 );
+
+Deno.test("what the system takes for a client that does not read is not blamed on the sender", async () => {
+  const waiting = new Waiting(4 * MEBIBYTE, Infinity);
+  const dropped: string[] = [];
+  const join = (name: string, untaken: (sent: number) => number) => {
+    let sent = 0;
+    const socket = {
+      readyState: WebSocket.OPEN,
+      get bufferedAmount() {
+        return untaken(sent);
+      },
+      send: ({ length }: Uint8Array) => void (sent += length),
+      close() {},
+    };
+    const outbox = new Outbox(socket as unknown as WebSocket, waiting);
+    outbox.onDrop = (close) => {
+      dropped.push(`${name}: ${close.reason}`);
+      outbox.end(close);
+    };
+    return outbox;
+  };
+  let takenBySystem = 0;
+  const reader = join("reader", () => 0);
+  const sleeper = join("sleeper", (sent) => Math.max(0, sent - takenBySystem));
+  for (let round = 0; dropped.length === 0; round++) {
+    assert(round < 100, "20 MB wait, and nobody is dropped");
+    // A busy system goes on taking while something waits, but not for long.
+    if (round < 8) takenBySystem += 100_000;
+    const message = new Uint8Array(200_000);
+    currentClient.run(reader, () => [reader, sleeper].forEach((each) => each.send(message)));
+    await delay(1);
+  }
+  assertEquals(dropped, ["sleeper: It read too little while too much was waiting."]);
+  reader.end({ code: 1000, reason: "" });
+});
 
 test(
   { needs: "net" },

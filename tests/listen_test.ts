@@ -1,12 +1,11 @@
 // Where a server listens: `localhost` is both loopback addresses, because clients use either.
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { retry } from "@std/async";
 import { serve } from "websockets";
-import { TestClient } from "./helpers.ts";
+import { eventually, freePort, TestClient } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { Program } from "./programs.ts";
-import { freePort, ROOT, SOON } from "./readme.ts";
+import { ROOT } from "./readme.ts";
 
 const LOOPBACK = ["127.0.0.1", "::1"];
 const RUN = `"${Deno.execPath()}" run`;
@@ -58,10 +57,10 @@ test({ needs: ["unshare", "loopbacks"] }, "without --allow-net it asks one quest
   await using server = startWithHosts(LOOPBACK, command, { stdin: "piped" });
   const writer = server.stdin.getWriter();
   // What is typed before the runtime reads the answer is thrown away.
-  await retry(async () => {
+  await eventually(async () => {
     await writer.write(new TextEncoder().encode("y\n"));
     assert(server.lines.all.some((line) => ADDRESS.test(line)));
-  }, SOON);
+  });
   const questions = server.lines.all.filter((line) => line.includes("Deno requests"));
   assertEquals(questions.length, 1, questions.join("\n"));
   await writer.close();

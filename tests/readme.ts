@@ -13,7 +13,7 @@ export const WALK = "README.md";
 export const CHINESE_WALK = "README.zh-CN.md";
 export const REFERENCE = "websockets/README.md";
 /** For what happens soon, without an event that tells of it. */
-export const SOON = { minTimeout: 20, maxTimeout: 200, maxAttempts: 60 };
+export const SOON = { minTimeout: 20, maxTimeout: 200, maxAttempts: 600 };
 
 /** Blocks that no test here runs as they stand, by a part of them. */
 export const NOT_RUN: Record<string, string> = {
@@ -292,12 +292,6 @@ export async function shows(program: Program, wanted: RegExp): Promise<void> {
   // deno-lint-ignore no-control-regex
   const shown = (raw: string) => raw.replace(/.*\x1b\[0J/, "").replace(/\r+$/, "");
   await program.lines.next((raw) => wanted.test(`${shown(raw)}\n`), `${wanted}`);
-}
-
-/** A port that nobody listens on. */
-export function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
 }
 
 /** A Deno of its own, such as one with an empty cache. */

@@ -6,12 +6,12 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { retry } from "@std/async";
 import { existsSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
-import { TestClient, within } from "./helpers.ts";
+import { freePort, TestClient, within } from "./helpers.ts";
 import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
 import { type Program } from "./programs.ts";
 import { ask, handshake } from "./raw.ts";
 import { CHINESE_WALK, REFERENCE, ROOT, SOON, WALK } from "./readme.ts";
-import { assertPrints, copy, deno, freePort, Machine, makeFolder } from "./readme.ts";
+import { assertPrints, copy, deno, Machine, makeFolder } from "./readme.ts";
 import { commandsOf, type Item, itemsOf, NOT_RUN, proseOf, read, sectionOf } from "./readme.ts";
 import { shows, stepOf, version } from "./readme.ts";
 

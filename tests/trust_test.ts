@@ -452,7 +452,7 @@ test(
 // Logs.
 
 test(
-  { needs: "net" },
+  { needs: "run" },
   "nothing a peer sends can write to the terminal through a log line",
   async () => {
     await using server = await Script.server("server.ts");
@@ -541,7 +541,7 @@ test(
 );
 
 test(
-  { needs: "net" },
+  { needs: "run" },
   "more clients than 1,024 descriptors, the usual limit, are all answered",
   async () => {
     const server = await Script.server("server.ts", "--quiet");

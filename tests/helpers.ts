@@ -25,15 +25,15 @@ export async function within<T>(
   }
 }
 
-/** Looks again until `look` throws no more: for what happens soon, without an event that tells of it. */
+/** Looks again until `look` throws no more. It is for what no event tells of. */
 export function eventually<T>(look: () => T | Promise<T>): Promise<T> {
   const looks = { minTimeout: LOOK, multiplier: 1, jitter: 0, maxAttempts: PATIENCE / LOOK };
   return retry(async () => await look(), looks);
 }
 
 /**
- * A port that nobody listens on, for a server that is to be started again at the same port. No system
- * gives it to an outgoing connection, or to who asks for any port: those are above 32,767.
+ * A port that nobody listens on, for a server that is started at the same port again. It is below
+ * those that systems give to outgoing connections and for `port: 0`, so that nothing takes it.
  */
 export function freePort(): number {
   while (true) {

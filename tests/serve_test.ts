@@ -583,6 +583,8 @@ test(
         await slow.write(digit);
         assertEquals(await arrived.next(), digit);
         milliseconds += 399;
+        // The server looks at the time again before the last one.
+        if (digit === "8") await delay(500);
       }
       assertMatch(await slow.head(), /^HTTP\/1\.1 200 /);
     } finally {

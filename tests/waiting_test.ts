@@ -1059,7 +1059,8 @@ test(
       assertLessOrEqual(memory(server.pid) - bytes, most);
       flooders[Symbol.dispose]();
       await flooded;
-      const newcomer = await TestClient.open(server.url);
+      // Nobody is let in until the server has seen that they are gone.
+      const newcomer = await eventually(() => TestClient.open(server.url));
       newcomer.send("hello");
       assertMatch(String(await newcomer.next()), /^Data received as "hello"/);
       await newcomer.close();

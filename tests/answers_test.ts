@@ -2,14 +2,13 @@
 // What the reference shows. Every block of code in it is run, by a test here or in deploy_test.ts.
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { retry } from "@std/async";
 import { cp } from "node:fs/promises";
-import { TestClient, within } from "./helpers.ts";
+import { eventually, freePort, TestClient, within } from "./helpers.ts";
 import { Machine } from "./machine.ts";
 import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
 import { ask, handshake } from "./raw.ts";
-import { blocksOf, deno, freePort, makeFolder, read, REFERENCE } from "./readme.ts";
-import { ROOT, sectionOf, SOON } from "./readme.ts";
+import { blocksOf, deno, makeFolder, read, REFERENCE } from "./readme.ts";
+import { ROOT, sectionOf } from "./readme.ts";
 
 /** The names of the blocks that are run. */
 const tested = new Set<string>();
@@ -33,9 +32,9 @@ function answer(
       await Deno.writeTextFile(`${folder.path}/${block.name}`, text);
     }
     await using program = deno(["run", "--allow-net", ...flags, name], { cwd: folder.path });
-    await retry(async () => {
+    await eventually(async () => {
       (await Deno.connect({ port })).close();
-    }, SOON).catch(() => Promise.reject(new Error(program.errors.all.join("\n"))));
+    }).catch(() => Promise.reject(new Error(program.errors.all.join("\n"))));
     await fn(`ws://localhost:${port}/`, folder.path);
     assertEquals(program.errors.all, []);
   });
@@ -76,10 +75,10 @@ answer(
     await using client = await TestClient.open(url);
     const first = Number(await client.next());
     await using other = await TestClient.open(url);
-    await retry(async () => {
+    await eventually(async () => {
       other.send("next");
       assert(Number(await other.next()) > first + 2);
-    }, SOON);
+    });
     assertEquals(client.messages.all.length, 1);
     client.send("next");
     assert(Number(await client.next()) > first + 2);

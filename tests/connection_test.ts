@@ -214,21 +214,20 @@ test(
   "a client that leaves while the handler awaits `send` lets the handler go on at once",
   async () => {
     const events = new Inbox<string>();
+    // The server itself gives no client up.
     await using server = startServer(async (websocket) => {
       events.put("sends");
       await websocket.send(LARGE);
       await websocket.send("after it");
       events.put("goes on");
-    });
+    }, { idleTimeout: 0 });
     using client = await RawClient.upgraded(server.port);
     assertEquals(await events.next(), "sends");
     // It waits, because the client does not read.
     await delay(50);
     assertEquals(events.all.length, 1);
     client.connection.close();
-    const start = performance.now();
     assertEquals(await events.next(), "goes on");
-    assert(performance.now() - start < 2_000, "It went on late.");
   },
 );
 

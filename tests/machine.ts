@@ -2,12 +2,12 @@
 // A machine on which a reader follows a text.
 
 import { assert, assertMatch } from "@std/assert";
-import { retry } from "@std/async";
+import { eventually } from "./helpers.ts";
 import { cp } from "node:fs/promises";
 import { dirname } from "node:path";
 import { UNSHARE } from "./needs.ts";
 import { Program } from "./programs.ts";
-import { type Block, commandsOf, makeFolder, patternOf, ROOT, SOON } from "./readme.ts";
+import { type Block, commandsOf, makeFolder, patternOf, ROOT } from "./readme.ts";
 
 /**
  * A fresh copy of the repository, and a network in which all ports are free, so that nothing else
@@ -75,7 +75,7 @@ export class Machine implements AsyncDisposable {
   async serve(command: string): Promise<Program> {
     const before = this.#listening();
     const program = this.run(command);
-    await retry(() => assert(this.#listening() > before, outputOf(program)), SOON);
+    await eventually(() => assert(this.#listening() > before, outputOf(program)));
     return program;
   }
 

@@ -2,8 +2,7 @@
 // Scripts and other programs that a test starts as processes, with what they print.
 
 import { assertLessOrEqual } from "@std/assert";
-import { retry } from "@std/async";
-import { Inbox, within } from "./helpers.ts";
+import { eventually, Inbox, within } from "./helpers.ts";
 import { ignoring, PYTHON } from "./needs.ts";
 
 const ROOT = new URL("../", import.meta.url);
@@ -121,9 +120,5 @@ export function countDescriptors({ pid }: { pid: number }): number {
 
 /** Waits until a process has no more descriptors than `before`, as nobody is connected any more. */
 export async function assertDescriptors(program: { pid: number }, before: number): Promise<void> {
-  await retry(() => assertLessOrEqual(countDescriptors(program), before), {
-    minTimeout: 10,
-    multiplier: 1,
-    maxAttempts: 500,
-  });
+  await eventually(() => assertLessOrEqual(countDescriptors(program), before));
 }

@@ -9,8 +9,6 @@ export const ROOT = fileURLToPath(new URL("../", import.meta.url));
 export const WALK = "README.md";
 export const CHINESE_WALK = "README.zh-CN.md";
 export const REFERENCE = "websockets/README.md";
-/** For what happens soon, without an event that tells of it. */
-export const SOON = { minTimeout: 20, maxTimeout: 200, maxAttempts: 60 };
 
 /** A block of a text. */
 export interface Block {
@@ -86,12 +84,6 @@ export async function makeFolder() {
   const path = await Deno.makeTempDir();
   if (Deno.build.os !== "windows") await Deno.chmod(path, 0o755);
   return { path, [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }) };
-}
-
-/** A port that nobody listens on. */
-export function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
 }
 
 /** A Deno of its own, such as one with an empty cache. */

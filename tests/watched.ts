@@ -3,10 +3,9 @@
 // nothing unless the test does, and messages with numbers.
 
 import { assert, assertEquals } from "@std/assert";
-import { retry } from "@std/async";
 import { type Close, type Connection, type Handler, serve, type ServeOptions } from "websockets";
 import { broadcast } from "../broadcast_server.ts";
-import { Inbox, TestClient, within } from "./helpers.ts";
+import { eventually, Inbox, TestClient, within } from "./helpers.ts";
 import { frame, RawClient } from "./raw.ts";
 
 export const TEXT = 1;
@@ -82,10 +81,6 @@ export async function push({ port }: { port: number }, body: string) {
   const answer = await fetch(`http://localhost:${port}`, { method: "POST", body });
   return { status: answer.status, headers: answer.headers, text: await answer.text() };
 }
-
-/** Looks again every 10 ms until `assertAll` throws no more, for 10 seconds at most. */
-export const eventually = (assertAll: () => void | Promise<void>) =>
-  retry(async () => await assertAll(), { minTimeout: 10, multiplier: 1, maxAttempts: 1_000 });
 
 /** Waits until so many are in the room. */
 export const joined = ({ members }: Watched, count: number) =>

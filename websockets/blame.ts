@@ -21,9 +21,9 @@ export function dropOne(clients: Iterable<Outbox>, enough: number, isUrgent: boo
   for (const client of clients) {
     sent.add(client, client.unread);
     if (client.isStuck) notRead.add(client, client.handed);
-    for (const message of client.queue) {
+    for (const [place, message] of client.queue.entries()) {
       const stuck = stuckWith.get(message) ?? [];
-      if (client.isStuckWith(message)) stuck.push(client);
+      if (client.isStuckWith(message, place)) stuck.push(client);
       stuckWith.set(message, stuck);
     }
   }

@@ -34,6 +34,8 @@ export class Outbox {
   takenAt = 0;
   /** Bytes that it took while more was waiting. Those that the kernel can have taken don't last. */
   #taken = 0;
+  /** How many messages of the queue were there when the client last took something. */
+  #waitedThen = 0;
   #isEnded = false;
   #drained?: PromiseWithResolvers<void>;
 
@@ -64,9 +66,16 @@ export class Outbox {
     return this.handed > 0 && clock - this.takenAt > Math.min(PATIENCE, timeout / 2);
   }
 
-  /** Whether the client takes nothing, at least not this, which most others have taken. */
-  isStuckWith({ clients }: WaitingMessage): boolean {
-    return this.isStuck || this.#taken === 0 && clients * 2 <= this.waiting.clients.size;
+  /**
+   * Whether the client takes nothing, at least not since this message came, which most others have
+   * taken. What the kernel can have taken does not show that the client reads.
+   *
+   * @param place The place of the message in the queue.
+   */
+  isStuckWith({ clients }: WaitingMessage, place: number): boolean {
+    if (this.isStuck) return true;
+    const takesNothing = this.#taken < KERNEL && place >= this.#waitedThen;
+    return takesNothing && clients * 2 <= this.waiting.clients.size;
   }
 
   /** Done when the runtime was handed all that waits for this client, or when the client is gone. */
@@ -139,6 +148,7 @@ export class Outbox {
       count++;
     }
     if (count > 0) this.queue.splice(0, count);
+    this.#waitedThen = Math.max(0, this.#waitedThen - count);
     if (this.queue.length === 0) {
       this.#drained?.resolve();
       this.#drained = undefined;
@@ -159,6 +169,7 @@ export class Outbox {
     // The runtime counts the bytes of a text, and `bytesOf` its characters: it may hold more.
     if (content < this.#content) {
       this.takenAt = this.waiting.clock;
+      this.#waitedThen = this.queue.length;
       if (this.queue.length > 0) this.#taken += this.handed - handed;
     }
     this.waiting.bytes -= this.handed - handed;

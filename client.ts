@@ -9,14 +9,11 @@ import { parseArgs } from "node:util";
 import { connect, interruption, milliseconds, printMessage, runScript } from "websockets";
 import { usageError, whileAway, wholeNumber } from "websockets";
 
-/** Milliseconds that the server may take for an answer. */
-const ANSWER_TIMEOUT = 10_000;
-
 /** One round of the article's client: connect, send, receive, close. */
-export async function round(url: string, message: string, signal?: AbortSignal) {
+export async function round(url: string, message: string, timeout: number, signal?: AbortSignal) {
   await using websocket = await connect(url, { signal });
   await websocket.send(message);
-  return await deadline(websocket.receive(), ANSWER_TIMEOUT, { signal });
+  return await deadline(websocket.receive(), timeout, { signal });
 }
 
 const USAGE = `Usage: deno run --allow-net client.ts [flags] [URL]
@@ -24,6 +21,7 @@ const USAGE = `Usage: deno run --allow-net client.ts [flags] [URL]
   --count COUNT       rounds (39)
   --interval SECONDS  pause between rounds (1)
   --message TEXT      what to send (Hello, I am Deno.)
+  --timeout SECONDS   how long an answer may take (10)
   --help              print this`;
 
 if (import.meta.main) {
@@ -33,6 +31,7 @@ if (import.meta.main) {
         count: { type: "string", default: "39" },
         interval: { type: "string", default: "1" },
         message: { type: "string", default: "Hello, I am Deno." },
+        timeout: { type: "string", default: "10" },
       },
       allowPositionals: true,
     });
@@ -40,11 +39,12 @@ if (import.meta.main) {
     if (surplus.length > 0) throw usageError("One URL is enough.");
     const count = wholeNumber("count", values.count, 1);
     const interval = milliseconds("interval", values.interval);
+    const timeout = milliseconds("timeout", values.timeout);
     const signal = interruption();
     for (let rounds = 0; rounds < count; rounds++) {
       if (rounds > 0) await delay(interval, { signal });
       // A server that is restarted costs a pause and no round.
-      printMessage(await whileAway(() => round(url, values.message, signal), { signal }));
+      printMessage(await whileAway(() => round(url, values.message, timeout, signal), { signal }));
     }
     Deno.exit(0);
   });

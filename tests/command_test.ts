@@ -64,7 +64,7 @@ test(
 
 test({ needs: "run" }, "a timeout may be longer than a timer of the runtime", async () => {
   await using server = startServer(echo());
-  const { code, lines } = await pipe(server.url, "a\n", "--timeout", "3000000");
+  const { code, lines } = await pipe(server.url, "a\n", "--timeout", "3000000", "--wait", "0");
   assertEquals([code, lines], [0, ["a"]]);
 });
 
@@ -81,7 +81,7 @@ test(
     });
     const url = server.url.replace("//", "//us%20er:p%40ss@");
     const headers = ["--header", "X-One: 1", "--header", "X-Two: a: b", "--origin", "https://a.b"];
-    const flags = [...headers, "--subprotocol", "other", "--subprotocol", "chat"];
+    const flags = [...headers, "--subprotocol", "other", "--subprotocol", "chat", "--wait", "0"];
     const { code, errors } = await pipe(url, "a\n", ...flags);
     assertEquals([code, errors[0]], [0, `Connected to ${server.url}, subprotocol chat.`]);
     const sent = await requests.next();
@@ -117,7 +117,7 @@ test({ needs: "run" }, "in a pipe it sends each line and prints the answers alon
   await using server = startServer(echo());
   // The scheme of a URL may be written in capitals.
   const url = server.url.replace("ws", "WS");
-  const { code, lines, errors } = await pipe(url, "a\n\n你好\nno newline");
+  const { code, lines, errors } = await pipe(url, "a\n\n你好\nno newline", "--wait", "0");
   assertEquals(code, 0);
   assertEquals(errors, [`Connected to ${url}.`, "Connection closed: 1000 (OK)."]);
   assertEquals(lines, ["a", "", "你好", "no newline"]);
@@ -198,7 +198,7 @@ test({ needs: "run" }, "with --null a message may have several lines", async () 
 test({ needs: "run" }, "a pipe may be long, and nothing of it is lost or cut", async () => {
   await using server = startServer(echo());
   const input = Array.from({ length: 3_000 }, (_, index) => `${index} ${"x".repeat(1_000)}`);
-  const { code, lines } = await pipe(server.url, input.join("\n"));
+  const { code, lines } = await pipe(server.url, input.join("\n"), "--wait", "0");
   assertEquals(code, 0);
   assertEquals(lines, input);
 });
@@ -266,8 +266,8 @@ test(
       websocket.send("welcome");
       await echo()(websocket, request);
     });
-    for (let run = 0; run < 5; run++) {
-      const { code, lines } = await pipe(server.url, "a\nb\n");
+    const runs = Array.from({ length: 5 }, () => pipe(server.url, "a\nb\n"));
+    for (const { code, lines } of await Promise.all(runs)) {
       assertEquals([code, lines], [0, ["welcome", "a", "b"]]);
     }
   },
@@ -322,11 +322,11 @@ test({ needs: "run" }, "without input it listens for as long as --wait says", as
     let isOpen = true;
     websocket.closed.then(() => isOpen = false);
     while (isOpen) {
-      await delay(100);
+      await delay(20);
       websocket.send(`${++sent}`);
     }
   });
-  const { code, lines } = await pipe(server.url, "", "--wait", "2");
+  const { code, lines } = await pipe(server.url, "", "--wait", "1");
   assertEquals(code, 0);
   assert(lines.length > 5, `${lines.length} messages`);
 });

@@ -141,7 +141,7 @@ function readable(error: unknown): unknown {
 export function test(
   { needs: need }: { needs: Need | Need[] },
   name: string,
-  fn: () => Promise<void>,
+  fn: () => void | Promise<void>,
 ): void {
   const run = async () => {
     try {

@@ -37,7 +37,8 @@ Deno.test("origins that pages and apps have are taken", () => {
 
 Deno.test("every limit refuses what is no number in its bounds", () => {
   const cases = [["port", "65536"], ["max-message", "0"], ["max-clients", "0"]];
-  for (const [flag, text] of [...cases, ["max-waiting", "1 GiB"]]) {
+  cases.push(["max-waiting", "1 GiB"], ["idle-timeout", "2073601"]);
+  for (const [flag, text] of cases) {
     const start = `--${flag} takes a whole number from `;
     assert(complaint(`--${flag}`, text).startsWith(start), flag);
   }

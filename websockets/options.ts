@@ -11,9 +11,9 @@ export const MAX_CLIENTS = 10_000;
  * Seconds that a client may be silent, or take nothing of what waits for it. It is pinged after
  * half of them. 0 is for ever.
  */
-const IDLE_TIMEOUT = 30;
+export const IDLE_TIMEOUT = 30;
 /** Seconds of 24 days, after which the timers of the runtime end: with more, everybody is dropped. */
-const MAX_IDLE_TIMEOUT = 24 * 24 * 60 * 60;
+export const MAX_IDLE_TIMEOUT = 24 * 24 * 60 * 60;
 
 /** What the runtime knows of a request, such as `remoteAddr`. */
 export type RequestInfo = Deno.ServeHandlerInfo<Deno.NetAddr>;

@@ -2,7 +2,8 @@
 
 import type { parseArgs } from "node:util";
 import { errorLog, silence, unfailing, usageError, wholeNumber } from "./lines.ts";
-import { MAX_CLIENTS, MAX_MESSAGE, type ServeOptions } from "./options.ts";
+import { IDLE_TIMEOUT, MAX_CLIENTS, MAX_IDLE_TIMEOUT, MAX_MESSAGE } from "./options.ts";
+import type { ServeOptions } from "./options.ts";
 import { type Handler, serve, type Server } from "./serve.ts";
 import { MAX_WAITING } from "./waiting.ts";
 
@@ -16,6 +17,7 @@ export const SERVER_FLAGS = {
   "max-message": { type: "string", default: `${MAX_MESSAGE}` },
   "max-clients": { type: "string", default: `${MAX_CLIENTS}` },
   "max-waiting": { type: "string", default: `${MAX_WAITING}` },
+  "idle-timeout": { type: "string" },
   quiet: { type: "boolean", default: false },
 } as const;
 
@@ -29,6 +31,8 @@ export const SERVER_USAGE = `
   --max-message BYTES  largest message (${MAX_MESSAGE})
   --max-clients COUNT  clients at a time (${MAX_CLIENTS})
   --max-waiting BYTES  what may wait for all clients together (${MAX_WAITING})
+  --idle-timeout SECONDS
+                       how long a client may be silent or take nothing (${IDLE_TIMEOUT}), 0 for ever
   --quiet              do not print messages
   --help               print this`;
 
@@ -71,6 +75,7 @@ export function runServer(
   const hostname = host.replace(/^\[(.*)\]$/, "$1");
   const port = wholeNumber("port", flags.port ?? `${options.port ?? 8000}`, 0, 65_535);
   const maxMessage = wholeNumber("max-message", flags["max-message"], 1);
+  const idleTimeout = flags["idle-timeout"];
   const settings = {
     ...options,
     hostname,
@@ -81,6 +86,9 @@ export function runServer(
     maxMessage: Math.min(options.maxMessage ?? Infinity, maxMessage),
     maxClients: wholeNumber("max-clients", flags["max-clients"], 1),
     maxWaiting: wholeNumber("max-waiting", flags["max-waiting"], 1),
+    idleTimeout: idleTimeout === undefined
+      ? options.idleTimeout
+      : wholeNumber("idle-timeout", idleTimeout, 0, MAX_IDLE_TIMEOUT),
     request: withPage(options),
     log: (line: string) => errorLog(withFlags(line)),
   };

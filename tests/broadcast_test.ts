@@ -2,16 +2,13 @@
 // any of it, and nobody can spoil it.
 
 import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
-import { retry } from "@std/async";
 import type { Connection, ServeOptions } from "websockets";
 import { push, rooms } from "../broadcast_server.ts";
-import { Inbox, startServer, TestClient, within } from "./helpers.ts";
+import { eventually, Inbox, startServer, TestClient, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { Program, Script } from "./programs.ts";
 import { ask, frame, handshake, RawClient } from "./raw.ts";
 
-/** For what happens soon, without an event that tells of it. */
-const SOON = { minTimeout: 10, maxTimeout: 50, maxAttempts: 100 };
 /** Random bytes in base64. */
 const TOKEN = "3q2+7w/Zb4==";
 const LARGE = new Uint8Array(64 * 1024).fill(120);
@@ -234,7 +231,7 @@ test(
       sendSome();
       await Promise.all([reset(breaks), leaves.close()]);
       const count = async () => (await say(server.url, "hello"))[1];
-      await retry(async () => assertEquals(await count(), `{"clients":2}\n`), SOON);
+      await eventually(async () => assertEquals(await count(), `{"clients":2}\n`));
     }
     assert(server.lines.all.some((line) => line.startsWith("A client left (1006)")));
     for (const { messages } of clients) {
@@ -335,9 +332,9 @@ test(
   async () => {
     await using server = await start("--max-clients", "1");
     using half = await unfinished(server);
-    await retry(async () => assertEquals((await say(server.url, "full"))[0], 503), SOON);
+    await eventually(async () => assertEquals((await say(server.url, "full"))[0], 503));
     half.connection.close();
-    await retry(async () => assertEquals((await say(server.url, "free"))[0], 202), SOON);
+    await eventually(async () => assertEquals((await say(server.url, "free"))[0], 202));
     assert(!server.lines.all.includes("hello"));
     assertEquals(server.errors.all.filter((line) => line.includes("failed")), []);
   },
@@ -347,7 +344,8 @@ test(
   { needs: "run" },
   "a push that stalls holds up nobody, ends with 408, and is not heard later either",
   async () => {
-    await using server = startPushes(push, 0.3);
+    // The pushes that do not stall have to be in whole in this time as well.
+    await using server = startPushes(push, 2);
     using stalled = await unfinished(server);
     assertEquals(await say(server.url, "pushed"), [202, `{"clients":1}\n`]);
     assertMatch(await stalled.head(), /^HTTP\/1\.1 408 /);
@@ -365,7 +363,7 @@ test(
     await using server = await start("--max-clients", "2");
     await using clients = await join(server, 1);
     using half = await unfinished(server);
-    await retry(async () => assertEquals((await say(server.url, "full"))[0], 503), SOON);
+    await eventually(async () => assertEquals((await say(server.url, "full"))[0], 503));
     server.kill("SIGTERM");
     assertEquals((await within(clients[0].closed, "the close")).code, 1001);
     assertMatch(await half.head(), /^HTTP\/1\.1 503 /);

@@ -211,11 +211,12 @@ test(
   "a client that leaves while the handler awaits `send` ends the handler at once",
   async () => {
     const events = new Inbox<string>();
+    // The server itself gives no client up.
     await using server = startServer(async (websocket) => {
       events.put("sends");
       await websocket.send(LARGE);
       await websocket.send("after it").catch(({ code }) => events.put(`ends with ${code}`));
-    });
+    }, { idleTimeout: 0 });
     using client = await RawClient.upgraded(server.port);
     assertEquals(await events.next(), "sends");
     // It waits, because the client does not read.

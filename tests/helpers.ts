@@ -1,13 +1,16 @@
 /// <reference types="./std.d.ts" />
 // What nearly all tests share: a server in this process, clients, and waiting for what they do.
 
-import { deadline } from "@std/async";
+import { deadline, retry } from "@std/async";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
-import { type Handler, serve, type ServeOptions, silence } from "websockets";
+import { type Handler, serve, type ServeOptions } from "websockets";
+import { silence } from "websockets/script.ts";
 
-/** Milliseconds that a test waits for something that should happen at once. */
-const PATIENCE = 15_000;
+/** Milliseconds that a test waits before it fails. A busy machine may take long, and never so long. */
+const PATIENCE = 60_000;
+/** Milliseconds between two looks for what no event tells of. */
+const LOOK = 10;
 
 /** Waits for a promise, and fails with `what` if it takes too long. */
 export async function within<T>(
@@ -20,6 +23,28 @@ export async function within<T>(
   } catch (error) {
     if (error instanceof DOMException) throw new Error(`Waited in vain for ${what}.`);
     throw error;
+  }
+}
+
+/** Looks again until `look` throws no more. It is for what no event tells of. */
+export function eventually<T>(look: () => T | Promise<T>): Promise<T> {
+  const looks = { minTimeout: LOOK, multiplier: 1, jitter: 0, maxAttempts: PATIENCE / LOOK };
+  return retry(async () => await look(), looks);
+}
+
+/**
+ * A port that nobody listens on, for a server that is started at the same port again. It is below
+ * those that systems give to outgoing connections and for `port: 0`, so that nothing takes it.
+ */
+export function freePort(): number {
+  while (true) {
+    const port = 10_000 + Math.floor(Math.random() * 20_000);
+    try {
+      Deno.listen({ hostname: "127.0.0.1", port }).close();
+      return port;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    }
   }
 }
 

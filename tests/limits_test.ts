@@ -44,7 +44,7 @@ test({ needs: "linux" }, "Reset handshakes: each keeps its descriptor", async ()
   const clients = await Promise.all(Array.from({ length: 20 }, () => RawClient.open(port, PAGE)));
   for (const client of clients) await client.head();
   // While the server is stopped, it answers no handshake before its reset.
-  server.kill("SIGSTOP");
+  await server.pause();
   for (const client of clients) {
     await client.write(handshake());
     // The system resets a connection that is closed before all of it is read, as the page here.

@@ -117,11 +117,38 @@ function isThere(need: Need): boolean {
   return isFound;
 }
 
+/** Lines of what a failed test says. The difference of two long lists may have thousands. */
+const MAX_LINES = 30;
+/** Characters of each of them. */
+const MAX_LINE = 200;
+
+/** What a test failed with, cut so that it can be read. */
+function readable(error: unknown): unknown {
+  // What fails first matters. What then fails while things are closed may follow from it.
+  if (error instanceof SuppressedError) return readable(error.suppressed);
+  if (!(error instanceof Error)) return error;
+  const lines = error.message.split("\n");
+  const shown = lines.slice(0, MAX_LINES).map((line) =>
+    line.length > MAX_LINE ? `${line.slice(0, MAX_LINE)}…` : line
+  );
+  const rest = lines.length - shown.length;
+  error.message = [...shown, ...rest > 0 ? [`… and ${rest} more lines.`] : []].join("\n");
+  if (error.cause !== undefined) error.cause = readable(error.cause);
+  return error;
+}
+
 /** Registers a test, or ignores it where something that it needs is missing. */
 export function test(
   { needs: need }: { needs: Need | Need[] },
   name: string,
-  fn: () => Promise<void>,
+  fn: () => void | Promise<void>,
 ): void {
-  Deno.test({ name, fn, ignore: ![need].flat().every(isThere) });
+  const run = async () => {
+    try {
+      await fn();
+    } catch (error) {
+      throw readable(error);
+    }
+  };
+  Deno.test({ name, fn: run, ignore: ![need].flat().every(isThere) });
 }

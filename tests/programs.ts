@@ -1,9 +1,8 @@
 /// <reference types="./std.d.ts" />
 // Scripts and other programs that a test starts as processes, with what they print.
 
-import { assertLessOrEqual } from "@std/assert";
-import { retry } from "@std/async";
-import { Inbox, within } from "./helpers.ts";
+import { assertEquals, assertLessOrEqual } from "@std/assert";
+import { eventually, Inbox, within } from "./helpers.ts";
 import { ignoring, PYTHON } from "./needs.ts";
 
 const ROOT = new URL("../", import.meta.url);
@@ -35,6 +34,13 @@ export class Program implements AsyncDisposable {
 
   kill(signal: Deno.Signal = "SIGTERM"): void {
     this.#process.kill(signal);
+  }
+
+  /** Makes it stand still, on Linux. A busy system takes a while to do so. */
+  async pause(): Promise<void> {
+    this.kill("SIGSTOP");
+    const state = () => Deno.readTextFileSync(`/proc/${this.pid}/stat`).replace(/.*\) /, "")[0];
+    await eventually(() => assertEquals(state(), "T"));
   }
 
   /** The next line that is `wanted`; if it ends without that line, its errors are thrown. */
@@ -121,9 +127,5 @@ export function countDescriptors({ pid }: { pid: number }): number {
 
 /** Waits until a process has no more descriptors than `before`, as nobody is connected any more. */
 export async function assertDescriptors(program: { pid: number }, before: number): Promise<void> {
-  await retry(() => assertLessOrEqual(countDescriptors(program), before), {
-    minTimeout: 10,
-    multiplier: 1,
-    maxAttempts: 500,
-  });
+  await eventually(() => assertLessOrEqual(countDescriptors(program), before));
 }

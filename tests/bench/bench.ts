@@ -8,8 +8,8 @@
 
 import { delay } from "@std/async";
 import { cpus } from "node:os";
-import { parseArgs } from "node:util";
-import { runScript, usageError, wholeNumber } from "websockets";
+import { describeFlags, parseFlags, usageError } from "../../websockets/script/flags.ts";
+import { runScript } from "../../websockets/script/run.ts";
 import { type Figures, figuresOf, picture, rowsOf, sum, table } from "./tables.ts";
 import { NATS_SERVER, PYTHON } from "../needs.ts";
 import { Program, Script } from "../programs.ts";
@@ -286,33 +286,24 @@ function write(title: string, text: string, conditions: string): void {
   Deno.writeTextFileSync(new URL("bench.svg", TEXT), picture(all));
 }
 
-const USAGE = `Usage: deno run --allow-all tests/bench/bench.ts [flags]
-  --only TABLE       measure only this table, such as "Echo in bulk"
-  --rounds COUNT     rounds of each case, each with new processes (5)
-  --rate MESSAGES    messages a second of the steady rate (half of the highest)
-  --ws FOLDER        measure the package ws of Node, too, which is installed there
-  --url URL          add a server that runs already to the table of --only
-  --quick            show in two seconds of load that the bench works; the figures mean nothing
-  --write            write tests/bench/README.md and tests/bench/bench.svg
-  --help             print this`;
+const FLAGS = {
+  "only TABLE": 'measure only this table, such as "Echo in bulk"',
+  "rounds COUNT": "rounds of each case, each with new processes (5)",
+  "rate COUNT": "messages a second of the steady rate (half of the highest)",
+  "ws FOLDER": "measure the package ws of Node, too, which is installed there",
+  "url URL": "add a server that runs already to the table of --only",
+  "quick": "show in two seconds of load that the bench works; the figures mean nothing",
+  "write": "write tests/bench/README.md and tests/bench/bench.svg",
+  "help": "print this",
+};
+const USAGE = `Usage: deno run --allow-all tests/bench/bench.ts [flags]\n${describeFlags(FLAGS)}`;
 
 async function main(): Promise<void> {
-  const { values } = parseArgs({
-    options: {
-      only: { type: "string" },
-      rounds: { type: "string", default: "5" },
-      rate: { type: "string" },
-      ws: { type: "string" },
-      url: { type: "string" },
-      quick: { type: "boolean" },
-      write: { type: "boolean" },
-    },
-  });
-  const { only, quick, ws, url } = values;
+  const { values } = parseFlags(FLAGS);
+  const { only, quick, ws, url, rate } = values;
   for (const [name, value] of Object.entries(MALLOC)) Deno.env.set(name, value);
   const seconds = quick ? 0.01 : SECONDS;
-  const rounds = quick ? 1 : wholeNumber("rounds", values.rounds, 1, 100);
-  const rate = values.rate === undefined ? undefined : wholeNumber("rate", values.rate, 1);
+  const { rounds = quick ? 1 : 5 } = values;
   const tables = allTables(ws);
   if (only && !(only in tables)) {
     throw usageError(`--only takes one of: ${Object.keys(tables).join(", ")}.`);

@@ -92,7 +92,9 @@ for (const [name, options] of Object.entries(LOADS)) {
   });
   test({ needs: "net" }, `${name} fails if one message in a thousand is not as sent`, async () => {
     for (const [fault, deliver, message] of FAULTS) {
-      const outcome = measure(sometimes(deliver), { patience: 500, ...options });
+      // Only what is lost has to be waited for.
+      const patience = fault === "is lost" ? 500 : undefined;
+      const outcome = measure(sometimes(deliver), { patience, ...options });
       await assertRejects(() => outcome, Error, message, fault);
     }
   });
@@ -122,7 +124,8 @@ test({ needs: "net" }, "a broadcast in rooms fails if one room hears another", a
 test({ needs: "net" }, "one late answer in fifty shows in the 99th percentile", async () => {
   let count = 0;
   const { waits } = await measure(async (client, data) => {
-    if (++count % 50 === 0) await delay(40);
+    // The first one is late, because a busy machine may take no more than a few.
+    if (count++ % 50 === 0) await delay(40);
     client.send(data);
   }, { milliseconds: 200 });
   assert(percentile(waits, 0.99) >= 30);

@@ -1,10 +1,19 @@
 // The servers of the bench that keep no rules, and those of ours that only push: each is started
-// with its name. What an answer says, and which clock it reads, is the same as in server.ts.
+// with its name. What an answer says is the same as in server.ts, but no code of it is in use.
 
-import { type Connection, type Message, print, serve, silence } from "websockets";
-import { now } from "../../server.ts";
+import { type Connection, type Message, serve } from "websockets";
+import { print, silence } from "websockets/script.ts";
 
 type Handler = (socket: WebSocket) => unknown;
+
+/** The local time, as a server formats it that thinks no further about it. */
+function now(): string {
+  const date = new Date();
+  const two = (number: number) => `${number}`.padStart(2, "0");
+  const day = [date.getFullYear(), two(date.getMonth() + 1), two(date.getDate())].join("-");
+  const time = [date.getHours(), date.getMinutes(), date.getSeconds()].map(two).join(":");
+  return `${day} ${time}.${`${date.getMilliseconds()}`.padStart(3, "0")}000`;
+}
 
 function answer(message: Message): Message {
   return typeof message === "string" ? `Data received as "${message}".  time: ${now()}` : message;

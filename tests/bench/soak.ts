@@ -12,10 +12,12 @@ import { Buffer } from "node:buffer";
 import { once } from "node:events";
 import net from "node:net";
 import process from "node:process";
-import { parseArgs } from "node:util";
-import { connect, type Connection, log, runScript, serve, silence, wholeNumber } from "websockets";
+import { connect, type Connection, serve } from "websockets";
+import { log, silence } from "websockets/script.ts";
 import * as room from "../../broadcast_server.ts";
 import { handler } from "../../server.ts";
+import { describeFlags, parseFlags } from "../../websockets/script/flags.ts";
+import { runScript } from "../../websockets/script/run.ts";
 import { residentMemory } from "./bench.ts";
 import { BARE, serveBare } from "./servers.ts";
 import { heldMemory } from "../helpers.ts";
@@ -240,7 +242,7 @@ async function serveAs(name: string) {
   silence();
   const ours = () => [
     serve(handler, { port: 0, log }),
-    serve(room.handler, { port: 0, log, processRequest: room.push }),
+    serve(room.handler, { port: 0, log, processRequest: [room.checkRoom, room.push] }),
   ];
   const bare = () => [BARE.bare, BARE["bare broadcast"]].map(serveBare);
   const servers = name === "ours" ? ours() : bare();
@@ -258,22 +260,17 @@ function describe({ held, resident, descriptors, timers, waiting }: State): stri
   return `${inside} MiB held of ${all}, ${descriptors} descriptors, ${timers} timers, ${waiting} waiting`;
 }
 
-const USAGE = `Usage: deno run --allow-all tests/bench/soak.ts [flags]
-  --minutes MINUTES  how long (10)
-  --every SECONDS    how often all clients leave, and it is told what is left (60)
-  --help             print this`;
+const FLAGS = {
+  "minutes COUNT": "how long (10)",
+  "every COUNT": "after how many seconds all clients leave, and it is told what is left (60)",
+  "help": "print this",
+};
+const USAGE = `Usage: deno run --allow-all tests/bench/soak.ts [flags]\n${describeFlags(FLAGS)}`;
 
 async function main() {
-  const { values } = parseArgs({
-    options: {
-      minutes: { type: "string", default: "10" },
-      every: { type: "string", default: "60" },
-      serve: { type: "string" },
-    },
-  });
+  const { values } = parseFlags({ ...FLAGS, "serve NAME": "serve as one of the two" });
   if (values.serve) return await serveAs(values.serve);
-  const minutes = wholeNumber("minutes", values.minutes, 1);
-  const every = wholeNumber("every", values.every, 5, minutes * 20);
+  const { minutes = 10, every = 60 } = values;
   await using stack = new AsyncDisposableStack();
   const servers = await Promise.all(["ours", "bare"].map(Soaked.start));
   const residents: Connection[] = [];

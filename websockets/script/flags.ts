@@ -43,7 +43,11 @@ export function describeFlags(flags: Flags): string {
  * @returns Their values, and what is no flag.
  * @throws {Error} a `usageError` if there is no such flag, or a value is of another kind.
  */
-export function parseFlags<Described extends Flags>(flags: Described, allowPositionals = false) {
+export function parseFlags<Described extends Flags>(
+  flags: Described,
+  allowPositionals = false,
+  args = Deno.args,
+) {
   const kinds = Object.keys(flags).map((flag) => {
     const [, name, kind, more] = flag.match(/^([\w-]+)(?: ([A-Z:' ]+?))?(\.\.\.)?$/) ?? [];
     return { name, kind, multiple: more !== undefined };
@@ -52,7 +56,7 @@ export function parseFlags<Described extends Flags>(flags: Described, allowPosit
     const type: "string" | "boolean" = kind === undefined ? "boolean" : "string";
     return [name, { type, multiple }];
   }));
-  const { values, positionals } = parseArgs({ options, allowPositionals });
+  const { values, positionals } = parseArgs({ args, options, allowPositionals });
   const read = kinds.flatMap(({ name, kind }) => {
     const given = values[name];
     if (given === undefined) return [];

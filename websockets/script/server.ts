@@ -12,7 +12,7 @@ import { silence } from "./print.ts";
 import { runScript, usageOf } from "./run.ts";
 
 /** The flags of every server. */
-const SERVER_FLAGS = {
+export const SERVER_FLAGS = {
   "host HOST": "address to listen on (localhost), 0.0.0.0 for other machines too",
   "port PORT": "port to listen on, 0 for a free one",
   "cert FILE": "certificate for wss, in PEM; needs --key and --allow-read",
@@ -62,8 +62,12 @@ export async function runServer<const Own extends Flags>(
   });
 }
 
-/** The options for `serve`: what a script says, and then what the flags say. */
-function withFlags(
+/**
+ * The options for `serve`: what a script says, and then what the flags say.
+ *
+ * @throws {Error} a `usageError` if a flag is wrong, or if a file can't be read.
+ */
+export function withFlags(
   given: ServeOptions & { port: number },
   page: string | undefined,
   values: FlagValues<typeof SERVER_FLAGS>,

@@ -1,11 +1,8 @@
 /// <reference types="./std.d.ts" />
-// Lines for people: logs that no peer can misuse, errors, and the numbers of flags. It needs no
-// permission.
+// Logs that no peer can misuse, and errors in them. It needs no permission.
 
-import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
-import { parseArgs } from "node:util";
-import { describeError, limited, milliseconds, printable, unfailing } from "../websockets/lines.ts";
-import { usageError, wholeNumber } from "../websockets/lines.ts";
+import { assertEquals, assertMatch } from "@std/assert";
+import { describeError, limited, printable, unfailing } from "../websockets/log.ts";
 
 // Text that a peer has sent.
 
@@ -59,7 +56,7 @@ function withStoppedTime(use: (pass: () => void) => void): void {
 Deno.test("Logs: 40 lines are printed in a second, and the others are counted", () => {
   withStoppedTime((pass) => {
     const lines: string[] = [];
-    const log = limited((line) => lines.push(line));
+    const log = limited((line: string) => lines.push(line));
     for (let count = 1; count <= 500; count++) log(`line ${count}`);
     assertEquals([lines.length, lines[0], lines[39]], [40, "line 1", "line 40"]);
     pass();
@@ -70,7 +67,7 @@ Deno.test("Logs: 40 lines are printed in a second, and the others are counted", 
 Deno.test("a limited log prints again in the next second, and counts nothing twice", () => {
   withStoppedTime((pass) => {
     const lines: string[] = [];
-    const log = limited((line) => lines.push(line));
+    const log = limited((line: string) => lines.push(line));
     for (const count of [41, 40, 1]) {
       for (let line = 0; line < count; line++) log("line");
       pass();
@@ -85,14 +82,14 @@ Deno.test("a limited log prints again in the next second, and counts nothing twi
 Deno.test("a limited log that leaves out no line leaves no timer behind", () => {
   // The real clock runs here, so that a timer would be one that this test has leaked.
   const lines: string[] = [];
-  const log = limited((line) => lines.push(line));
+  const log = limited((line: string) => lines.push(line));
   for (let count = 0; count < 40; count++) log("line");
   assertEquals(lines.length, 40);
 });
 
 Deno.test("a limited log prints nothing that acts on a terminal", () => {
   const lines: string[] = [];
-  limited((line) => lines.push(line))("\x1b[31m" + "x".repeat(1_000));
+  limited((line: string) => lines.push(line))("\x1b[31m" + "x".repeat(1_000));
   assertEquals(lines, [String.raw`\u{1b}[31m` + "x".repeat(195) + "… (805 more characters)"]);
 });
 
@@ -116,45 +113,9 @@ Deno.test("a log that can't be written fails alone", () => {
 Deno.test("an error is described with its stack, each line of it printable", () => {
   const [first, second, ...stack] = describeError(new Error("\x1b[31mbroken\nin two")).split("\n");
   assertEquals([first, second], [String.raw`Error: \u{1b}[31mbroken`, "in two"]);
-  assertMatch(stack[0], /^ {4}at .*lines_test\.ts:\d+:\d+/);
+  assertMatch(stack[0], /^ {4}at .*log_test\.ts:\d+:\d+/);
 });
 
 Deno.test("an error is described in 2,000 characters", () => {
   assertEquals(describeError(new Error("x".repeat(5_000))).length, 2_000);
-});
-
-// Flags.
-
-Deno.test("a flag takes whole numbers within its bounds", () => {
-  const numbers = ["1", "007", "65535"].map((text) => wholeNumber("port", text, 1, 65535));
-  assertEquals(numbers, [1, 7, 65535]);
-});
-
-Deno.test("a flag takes nothing else for a whole number, and says what it takes", () => {
-  for (const text of ["", "0", "65536", "-1", "+1", "1.5", "1e3", "0x10", " 1", "１", "abc"]) {
-    const error = assertThrows(() => wholeNumber("port", text, 1, 65535), Error);
-    assertEquals(error.message, `--port takes a whole number from 1 to 65535, not "${text}".`);
-  }
-});
-
-Deno.test("a flag takes seconds, and a timer's limit of 24 days is for ever", () => {
-  const numbers = ["0", "1", "0.25", "2147483", "2147484"].map((text) => milliseconds("t", text));
-  assertEquals(numbers, [0, 1_000, 250, 2_147_483_000, Infinity]);
-});
-
-Deno.test("a flag takes nothing else for seconds, and says what it takes", () => {
-  for (const text of ["", "-1", "1.", ".5", "1e3", "0x10", "1 s", "NaN", "Infinity"]) {
-    const error = assertThrows(() => milliseconds("timeout", text), Error);
-    assertEquals(error.message, `--timeout takes a number of seconds, not "${text}".`);
-  }
-});
-
-Deno.test("a mistake in the command line is marked as those that the platform finds", () => {
-  const found = assertThrows(() => parseArgs({ args: ["--no-such-flag"] }), Error);
-  const own = [() => wholeNumber("port", "x", 0), () => milliseconds("timeout", "x")]
-    .map((mistake) => assertThrows(mistake, Error));
-  for (const error of [found, ...own, usageError("why")]) {
-    assert("code" in error && `${error.code}`.startsWith("ERR_PARSE_ARGS"), `${error}`);
-  }
-  assertEquals(usageError("why").message, "why");
 });

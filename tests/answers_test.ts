@@ -1,0 +1,170 @@
+/// <reference types="./std.d.ts" />
+// What the reference shows. Every block of code in it is run, by a test here or in deploy_test.ts.
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { cp } from "node:fs/promises";
+import { eventually, freePort, TestClient, within } from "./helpers.ts";
+import { Machine } from "./machine.ts";
+import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
+import { ask, handshake } from "./raw.ts";
+import { blocksOf, deno, makeFolder, read, REFERENCE } from "./readme.ts";
+import { ROOT, sectionOf } from "./readme.ts";
+
+/** The names of the blocks that are run. */
+const tested = new Set<string>();
+
+/** Registers a test of a script of the reference, on a free port, beside a copy of the library. */
+function answer(
+  name: string,
+  promise: string,
+  fn: (url: string, folder: string) => Promise<void>,
+  { flags = [], needs = "linux" }: { flags?: string[]; needs?: "linux" | "chromium" } = {},
+): void {
+  tested.add(name);
+  test({ needs }, `${name}: ${promise}`, async () => {
+    await using folder = await makeFolder();
+    for (const name of ["websockets", "deno.json"]) {
+      await cp(ROOT + name, `${folder.path}/${name}`, { recursive: true });
+    }
+    const port = freePort();
+    for (const block of blocksOf(REFERENCE).filter(({ name }) => name)) {
+      const text = block.text.replace("port: 8000", `port: ${port}`);
+      await Deno.writeTextFile(`${folder.path}/${block.name}`, text);
+    }
+    await using program = deno(["run", "--allow-net", ...flags, name], { cwd: folder.path });
+    await eventually(async () => {
+      (await Deno.connect({ port })).close();
+    }).catch(() => Promise.reject(new Error(program.errors.all.join("\n"))));
+    await fn(`ws://localhost:${port}/`, folder.path);
+    assertEquals(program.errors.all, []);
+  });
+}
+
+answer("users.ts", "only a client with a session comes in, and its user is known", async (url) => {
+  await using client = await TestClient.open(url, { cookie: "a=b; session=9f86d081" });
+  assertMatch(String(await client.next()), /^Li, (127\.0\.0\.1|::1)$/);
+  const { status } = await ask(Number(new URL(url).port), handshake({ cookie: "session=guessed" }));
+  assertEquals(status, 401);
+});
+
+answer("topics.ts", "a client hears the topics that it has subscribed to", async (url) => {
+  await using one = await TestClient.open(url);
+  await using two = await TestClient.open(url);
+  for (const text of ["+red", "+blue", "red a"]) one.send(text);
+  assertEquals(await one.next(), "red a");
+  for (const text of ["+red", "red b"]) two.send(text);
+  assertEquals([await one.next(), await two.next()], ["red b", "red b"]);
+  for (const text of ["-red", "red c", "blue d"]) one.send(text);
+  assertEquals([await one.next(), await two.next()], ["blue d", "red c"]);
+});
+
+answer("others.ts", "everyone but the sender hears a message", async (url) => {
+  await using one = await TestClient.open(url);
+  await using two = await TestClient.open(url);
+  one.send("from one");
+  assertEquals(await two.next(), "from one");
+  two.send("from two");
+  assertEquals(await one.next(), "from two");
+  assertEquals([one, two].map(({ messages }) => messages.all.length), [1, 1]);
+});
+
+answer(
+  "newest.ts",
+  "a client gets the newest value after each of its answers, and none between",
+  async (url) => {
+    await using client = await TestClient.open(url);
+    const first = Number(await client.next());
+    await using other = await TestClient.open(url);
+    await eventually(async () => {
+      other.send("next");
+      assert(Number(await other.next()) > first + 2);
+    });
+    assertEquals(client.messages.all.length, 1);
+    client.send("next");
+    assert(Number(await client.next()) > first + 2);
+  },
+);
+
+answer("upload.ts", "an upload is on the disk as it was sent", async (url, folder) => {
+  await using client = await TestClient.open(url);
+  const pieces = [1, 2, 3].map((seed) => new Uint8Array(100_000).map((_, index) => index * seed));
+  for (const piece of pieces) {
+    client.send(piece);
+    assertEquals(await client.next(), "100000 bytes written.");
+  }
+  const [{ name }] = [...Deno.readDirSync(folder)].filter(({ name }) => name.endsWith(".upload"));
+  const stored = await Deno.readFile(`${folder}/${name}`);
+  assertEquals(stored, new Uint8Array(await new Blob(pieces).arrayBuffer()));
+  client.send("text");
+  assertEquals((await within(client.closed, "the end")).code, 1003);
+}, { flags: ["--allow-write"] });
+
+answer("page.ts", "a page of your own gets its answer", async (url) => {
+  const { chromium } = await import("playwright-core");
+  const options = { executablePath: CHROMIUM, args: CHROMIUM_FLAGS };
+  const browser = await chromium.launch(options);
+  try {
+    const page = await browser.newPage();
+    await page.goto(url.replace("ws", "http"));
+    await page.getByText("Welcome.").waitFor();
+  } finally {
+    await browser.close();
+  }
+}, { needs: "chromium" });
+tested.add("my_page.html");
+
+answer("json.ts", "JSON is answered, and anything else closes with 1007", async (url) => {
+  await using client = await TestClient.open(url);
+  client.send(`{"name":"Li"}`);
+  assertMatch(String(await client.next()), /^\{"order":\{"name":"Li"\},"at":\d+\}$/);
+  client.send("no");
+  const { code, reason } = await within(client.closed, "the end");
+  assertEquals([code, reason], [1007, "Send JSON."]);
+});
+
+test(
+  { needs: ["linux", "unshare"] },
+  "handler_test.ts passes, and the types of all answers are right",
+  async () => {
+    await using machine = await Machine.start();
+    const files = blocksOf(REFERENCE).filter(({ name }) => name);
+    await machine.save(files);
+    const scripts = files.map(({ name }) => name).filter((name) => name.endsWith(".ts"));
+    const checked = machine.run(`deno check ${scripts.join(" ")}`);
+    await Array.fromAsync(machine.follow(sectionOf("How do I test a handler?")));
+    assertEquals(await checked.end(), 0, checked.lines.all.join("\n"));
+  },
+);
+tested.add("handler_test.ts");
+
+test(
+  { needs: ["nats", "unshare"] },
+  "two servers joined by NATS are one room, and count their own clients",
+  async () => {
+    await using machine = await Machine.start();
+    const [{ text }] = sectionOf("More than one server");
+    const servers = machine.run(text);
+    for (const _ of [1, 2]) await servers.prints(/^Broadcast server on /);
+    const url = "ws://localhost:9102/?room=red";
+    const client = machine.run(`deno run --allow-net websockets '${url}'`, "pipe");
+    await servers.prints(/1 connected/);
+    const push = machine.run("curl -s -d hello 'http://localhost:9101/?room=red'");
+    await push.prints(/^{"clients":0}$/);
+    await client.prints(/^hello$/);
+  },
+);
+
+test({ needs: "run" }, "every block is run, or is a drawing", () => {
+  const shells = ["How do I test a handler?", "More than one server"];
+  const blocks = blocksOf(REFERENCE);
+  const others = blocks.filter(({ section, tag, name }) =>
+    !tested.has(name) && !["nginx", "ini", "mermaid"].includes(tag) &&
+    !(tag === "sh" && shells.includes(section))
+  );
+  assertEquals(others, []);
+  assertEquals(
+    blocks.length,
+    read(REFERENCE).match(/^```\w/gm)?.length,
+    "a block that is not read",
+  );
+});

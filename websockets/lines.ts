@@ -54,15 +54,12 @@ export function limited(print: Log, show: (line: string) => string = printable):
   };
 }
 
-/** A log that never throws: a full disk or a closed pipe must not stop what is being logged. */
+/**
+ * A log that never fails, not even if it is async: a full disk or a closed pipe must not stop what is
+ * being logged, and there is nowhere left to tell it.
+ */
 export function unfailing(print: Log): Log {
-  return (line) => {
-    try {
-      print(line);
-    } catch {
-      // There is nowhere left to tell it.
-    }
-  };
+  return (line) => void Promise.try(print, line).catch(() => {});
 }
 
 let isQuiet = false;

@@ -4,7 +4,7 @@ import { delay } from "@std/async";
 import { isLost } from "./close_codes.ts";
 import { type Connection, ConnectionClosed } from "./connection.ts";
 import { ConnectionFailed } from "./failures.ts";
-import type { Log } from "./lines.ts";
+import { type Log, unfailing } from "./lines.ts";
 
 /** Milliseconds for which `whileAway` tries again: a restart takes less. */
 const PATIENCE = 10_000;
@@ -31,11 +31,10 @@ export interface RetryOptions {
  * The pauses between attempts, which grow while the server is away. Chance decides how long each is,
  * because otherwise all clients of a server that restarts would return at once.
  */
-class Pauses implements Disposable {
+class Pauses {
   #longest = PAUSE;
   #lostAt = performance.now();
-  #error?: Error;
-  #timer?: ReturnType<typeof setTimeout>;
+  #isTold = false;
 
   constructor(private readonly options: RetryOptions) {}
 
@@ -45,26 +44,28 @@ class Pauses implements Disposable {
     if (performance.now() - openedAt < LASTING) return;
     this.#lostAt = performance.now();
     this.#longest = PAUSE;
+    this.#isTold = false;
   }
 
   /** Waits until the next attempt is due, or throws `error` if that was tried for long enough. */
   async wait(error?: Error): Promise<void> {
-    const { patience = Infinity, log, signal } = this.options;
-    if (error && performance.now() - this.#lostAt >= patience) throw error;
-    this.#error = error;
-    this.#timer ??= setTimeout(() => log?.(`Waiting: ${this.#error?.message}`), SILENCE);
-    await delay(Math.random() * this.#longest, { signal });
+    const { patience = Infinity, signal } = this.options;
+    const lasted = performance.now() - this.#lostAt;
+    if (error && lasted >= patience) throw error;
+    const timer = setTimeout(() => this.#tell(error), Math.max(SILENCE - lasted, 0));
+    try {
+      await delay(Math.random() * this.#longest, { signal });
+    } finally {
+      clearTimeout(timer);
+    }
     this.#longest = Math.min(2 * this.#longest, MAX_PAUSE);
   }
 
-  /** Notes that nobody waits for the server any more, so that nothing is told. */
-  end(): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
-  }
-
-  [Symbol.dispose](): void {
-    this.end();
+  #tell(error?: Error) {
+    if (this.#isTold) return;
+    this.#isTold = true;
+    const { log = () => {} } = this.options;
+    unfailing(log)(`Waiting: ${error?.message ?? "the server closes each connection at once."}`);
   }
 }
 
@@ -88,14 +89,13 @@ export async function* connections(
   next: () => Promise<Connection>,
   options: RetryOptions,
 ): AsyncGenerator<Connection, undefined> {
-  using pauses = new Pauses(options);
+  const pauses = new Pauses(options);
   let wasThere = false;
   for (let attempt = first;; attempt = next()) {
     let failure: Error | undefined;
     try {
       await using websocket = await attempt;
       wasThere = true;
-      pauses.end();
       const openedAt = performance.now();
       yield websocket;
       pauses.lose(openedAt);
@@ -118,7 +118,7 @@ export async function whileAway<Result>(
   run: () => Promise<Result>,
   options: RetryOptions = {},
 ): Promise<Result> {
-  using pauses = new Pauses({ patience: PATIENCE, ...options });
+  const pauses = new Pauses({ patience: PATIENCE, ...options });
   while (true) {
     const startedAt = performance.now();
     try {

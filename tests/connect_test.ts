@@ -1,20 +1,14 @@
-// What `connect` and `whileAway` promise a client, and how it is told why a connection failed.
+// What `connect` promises a client, and how it is told why a connection failed.
 
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { delay } from "@std/async";
-import { connect, ConnectionClosed, ConnectionFailed, type Message, whileAway } from "websockets";
+import { connect, ConnectionFailed } from "websockets";
 import { describeClose, isLost } from "../websockets/close_codes.ts";
 import { explain, withoutSecrets } from "../websockets/failures.ts";
 import { Inbox, startServer, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { Program, Script } from "./programs.ts";
 import { echo, listen, listenRaw, serveBare, switchProtocols } from "./peers.ts";
-
-/** Connects, and takes the first message. */
-async function firstMessage(url: string): Promise<Message> {
-  await using websocket = await connect(url);
-  return await websocket.receive();
-}
 
 // `connect`.
 
@@ -98,71 +92,6 @@ test({ needs: "net" }, "a client may not send a code that the runtime refuses", 
     assertThrows(() => websocket.close(code), RangeError, "use 1000, or 3000 to 4999");
   }
   assertEquals((await websocket.close(3000, "bye")).code, 3000);
-});
-
-// `whileAway`.
-
-test(
-  { needs: "net" },
-  "a server that stays away is tried again for as long as `patience` says",
-  async () => {
-    let tries = 0;
-    const run = () => {
-      tries++;
-      return connect("ws://localhost:1/x");
-    };
-    const failed = () => whileAway(run, { patience: 1_000 });
-    const { message } = await assertRejects(failed, ConnectionFailed);
-    assertMatch(message, /^No connection to ws:\/\/localhost:1\/x .*run .*server\.ts$/);
-    assert(tries > 1);
-  },
-);
-
-test(
-  { needs: "net" },
-  "a server that refuses, or closes for good, is not asked again, nor one whose TLS fails",
-  async () => {
-    let requests = 0;
-    await using server = serveBare(() => {
-      requests++;
-      return new Response("", { status: 401 });
-    });
-    const patient = { patience: 1e9 };
-    const refused = () => whileAway(() => firstMessage(server.url), patient);
-    await assertRejects(refused, ConnectionFailed, "401");
-    assertEquals(requests, 1);
-
-    let rounds = 0;
-    await using closing = startServer((websocket) => websocket.close(1009, `${++rounds}`));
-    const closed = () => whileAway(() => firstMessage(closing.url), patient);
-    await assertRejects(closed, ConnectionClosed, "1009 (message too big) 1");
-
-    const url = server.url.replace("ws:", "wss:");
-    const failed = () => whileAway(() => firstMessage(url), patient);
-    await assertRejects(failed, ConnectionFailed, "use ws://");
-  },
-);
-
-test({ needs: "net" }, "chance decides how long each pause is", async () => {
-  let requests = 0;
-  await using server = serveBare((request) => {
-    if (++requests % 3) return new Response("", { status: 503 });
-    const { socket, response } = Deno.upgradeWebSocket(request);
-    socket.onopen = () => socket.send("");
-    return response;
-  });
-  const { random } = Math;
-  let pauses = 0;
-  Math.random = () => {
-    pauses++;
-    return 0;
-  };
-  try {
-    await whileAway(() => firstMessage(server.url));
-    assertEquals([requests, pauses], [3, 2]);
-  } finally {
-    Math.random = random;
-  }
 });
 
 // Why a handshake failed.

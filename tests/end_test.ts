@@ -71,7 +71,9 @@ const ENDS: Record<string, [(near: Connection, far: RawPeer) => unknown, number]
 for (const [what, [end, code]] of Object.entries(ENDS)) {
   test({ needs: "net" }, `every \`send\` that waits rejects when ${what}`, async () => {
     await withRawPeers(async (near, far) => {
-      const waiting = [near.send(LARGE), near.send(LARGE), near.send("small")];
+      // The runtime takes one message of any size at once.
+      await near.send(LARGE);
+      const waiting = [near.send(LARGE), near.send("small")];
       const ended = waiting.map(endOf);
       await Promise.all([end(near, far), ...ended]);
       for (const each of ended) assertEquals((await each).code, code);
@@ -354,7 +356,6 @@ for (const [what, end] of Object.entries(ABORTS)) {
     await withRawPeers(async (near, far) => {
       await far.send([TEXT, "unread"]);
       await end(near, far);
-      await far.readAll().catch(() => {});
       far[Symbol.dispose]();
       await within(near.closed, "the end");
       const sent = await assertRejects(() => near.send("late"), ConnectionClosed);

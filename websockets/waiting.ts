@@ -204,6 +204,8 @@ export class Waiting {
     if (this.bytes <= this.#limit) return;
     const room = this.maxBytes * (1 + TOLERANCE) - this.bytes;
     const enough = Math.max(room / 4, this.maxBytes / 256);
+    // What a handler sends when its client is dropped must not drop another one.
+    this.#limit = Infinity;
     dropOne(this.#busy.union(this.#left), enough, room < 0);
     // What it has caused still waits for others, and the next one is not to be dropped for that.
     this.#limit = Math.max(this.bytes, this.maxBytes) + enough;

@@ -3,6 +3,7 @@
 import type { parseArgs } from "node:util";
 import { errorLog, milliseconds, silence, unfailing, usageError, wholeNumber } from "./lines.ts";
 import { MAX_CLIENTS, MAX_MESSAGE, type ServeOptions } from "./options.ts";
+import { overlookRejections } from "./rejections.ts";
 import { type Handler, serve, type Server, SHUTDOWN_TIMEOUT } from "./serve.ts";
 import { MAX_WAITING } from "./waiting.ts";
 
@@ -123,6 +124,8 @@ function stopOnSignals(server: Server, timeout: number, { release }: RunOptions)
   const stop = async () => {
     if (isStopping) Deno.exit(1);
     isStopping = true;
+    // Timers of handlers may go on until the process ends.
+    overlookRejections();
     await server.shutdown({ timeout });
     await release?.();
     Deno.exit(0);

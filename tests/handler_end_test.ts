@@ -1,7 +1,7 @@
 // What the end of a connection does to a handler, to the process and to a server that stops: all go
 // on, whatever the handler awaits or leaves behind.
 
-import { assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { delay, retry } from "@std/async";
 import { type Connection, ConnectionClosed, type Handler, serve, type Server } from "websockets";
 import { Inbox, startServer, TestClient, within } from "./helpers.ts";
@@ -92,6 +92,28 @@ for (const [how, leave] of Object.entries(LEAVES)) {
     assertEquals(server.log.all.filter((line) => !line.includes("`maxClients`")), []);
   });
 }
+
+test(
+  { needs: "net" },
+  "a handler that only sends empty messages keeps nobody waiting either",
+  async () => {
+    const ends = new Inbox<unknown>();
+    await using server = startServer(async (websocket) => {
+      // Without an end of its own, the test itself could not fail.
+      let count = 0;
+      try {
+        while (count++ < 2_000_000) await websocket.send("");
+      } finally {
+        ends.put(count);
+      }
+    });
+    await using client = await TestClient.open(server.url);
+    await client.next();
+    await client.close();
+    const count = await ends.next();
+    assert(Number(count) < 2_000_000, "It never left its turn.");
+  },
+);
 
 test({ needs: "net" }, "however a connection ends, that is no line in the log", async () => {
   const ends = new Inbox<string>();
@@ -281,6 +303,14 @@ const HARMLESS: Record<string, string> = {
     await server.shutdown();
     websocket.send("late");
     websocket.receive();
+    await turns();`,
+  "`send` of a client that waits when it closes, without any server": `
+    await server.shutdown();
+    const upgrade = (request) => Deno.upgradeWebSocket(request).response;
+    const bare = Deno.serve({ port: 0, onListen() {} }, upgrade);
+    const websocket = await connect("ws://localhost:" + bare.addr.port);
+    for (let n = 0; n < 3; n++) websocket.send(new Uint8Array(16_000_000));
+    websocket.close();
     await turns();`,
   "`receive` that is awaited too late": `
     act = async (websocket) => {

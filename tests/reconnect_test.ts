@@ -157,13 +157,12 @@ test({ needs: "net" }, "a loss inside the body leaves the loop", async () => {
 test({ needs: "net" }, "`signal` ends a loop that waits, and one that is connected", async () => {
   const waits = new AbortController();
   const waiting = async () => {
-    const url = () => {
-      setTimeout(() => waits.abort(new Error("enough")), 50);
-      return "ws://localhost:1";
-    };
-    for await (const _ of connect(url, waits));
+    for await (const _ of connect("ws://localhost:1", waits));
   };
-  await assertRejects(() => within(waiting(), "the reason"), Error, "enough");
+  const waited = assertRejects(() => within(waiting(), "the reason"), Error, "enough");
+  await delay(50);
+  waits.abort(new Error("enough"));
+  await waited;
 
   await using server = startServer(readAll);
   const connected = new AbortController();
@@ -330,4 +329,18 @@ test({ needs: "net" }, "each time that the server is away is told", async () => 
     Math.random = random;
   }
   assertEquals(lines.all.length, 2);
+});
+
+test({ needs: "net" }, "`signal` ends `whileAway` with its reason", async () => {
+  const giveUp = new AbortController();
+  const run = () => connect("ws://localhost:1");
+  const options = { patience: Infinity, signal: giveUp.signal };
+  const waited = assertRejects(
+    () => within(whileAway(run, options), "the reason"),
+    Error,
+    "enough",
+  );
+  await delay(50);
+  giveUp.abort(new Error("enough"));
+  await waited;
 });

@@ -35,6 +35,28 @@ async function withPauses(run: (pauses: number[]) => Promise<void>): Promise<voi
   }
 }
 
+/** Runs a test in which chance makes each pause so many times as long as it may be. */
+async function withChance(chance: number, run: () => Promise<void>): Promise<void> {
+  const { random } = Math;
+  Math.random = () => chance;
+  try {
+    await run();
+  } finally {
+    Math.random = random;
+  }
+}
+
+/** Fails unless a signal ends `run` in a pause that would take a day. */
+async function assertGivenUp(run: (signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  await withChance(1e6, async () => {
+    const giveUp = new AbortController();
+    const given = assertRejects(() => within(run(giveUp.signal), "the reason"), Error, "enough");
+    await delay(50);
+    giveUp.abort(new Error("enough"));
+    await given;
+  });
+}
+
 /** Reads until the connection is closed: its code. */
 async function readAll(websocket: Connection): Promise<number> {
   try {
@@ -155,15 +177,9 @@ test({ needs: "net" }, "a loss inside the body leaves the loop", async () => {
 });
 
 test({ needs: "net" }, "`signal` ends a loop that waits, and one that is connected", async () => {
-  const waits = new AbortController();
-  const waiting = async () => {
-    for await (const _ of connect("ws://localhost:1", waits));
-  };
-  const waited = assertRejects(() => within(waiting(), "the reason"), Error, "enough");
-  await delay(50);
-  waits.abort(new Error("enough"));
-  await waited;
-
+  await assertGivenUp(async (signal) => {
+    for await (const _ of connect("ws://localhost:1", { signal }));
+  });
   await using server = startServer(readAll);
   const connected = new AbortController();
   const reading = async () => {
@@ -176,39 +192,31 @@ test({ needs: "net" }, "`signal` ends a loop that waits, and one that is connect
 });
 
 test({ needs: "net" }, "a loop that waits for a second tells for what", async () => {
-  const { random } = Math;
-  Math.random = () => 1;
   const lines = new Inbox<string>();
-  const give = new AbortController();
+  const giveUp = new AbortController();
   const log = (line: string) => {
     lines.put(line);
     throw new Error("This log is full.");
   };
-  let server: ReturnType<typeof startServer> | undefined = startServer(() => {});
-  const { url } = server;
-  try {
+  await withChance(1, async () => {
+    const server = startServer(() => {});
     const loop = async () => {
-      for await (const websocket of connect(url, { log, signal: give.signal })) {
+      for await (const websocket of connect(server.url, { log, signal: giveUp.signal })) {
         await readAll(websocket);
       }
     };
     const looping = assertRejects(loop, Error, "enough");
     assertEquals(await lines.next(), "Waiting: the server closes each connection at once.");
-    give.abort(new Error("enough"));
+    giveUp.abort(new Error("enough"));
     await looping;
     await server[Symbol.asyncDispose]();
-    server = undefined;
-    const away = assertRejects(
-      () => whileAway(() => firstMessage(url), { log, patience: 1_500 }),
-      ConnectionFailed,
-    );
+
+    const stays = () => whileAway(() => firstMessage(server.url), { log, patience: 2_500 });
+    const away = assertRejects(stays, ConnectionFailed);
     assertMatch(await lines.next(), /^Waiting: No connection to .* start the server there/);
     await away;
     assertEquals(lines.all.length, 2);
-  } finally {
-    Math.random = random;
-    await server?.[Symbol.asyncDispose]();
-  }
+  });
 });
 
 // `whileAway`.
@@ -310,8 +318,6 @@ test(
 );
 
 test({ needs: "net" }, "each time that the server is away is told", async () => {
-  const { random } = Math;
-  Math.random = () => 1;
   const lines = new Inbox<string>();
   let rounds = 0;
   const run = async () => {
@@ -323,24 +329,11 @@ test({ needs: "net" }, "each time that the server is away is told", async () => 
     if (rounds === 9) return;
     await connect("ws://localhost:1");
   };
-  try {
-    await whileAway(run, { log: (line) => lines.put(line) });
-  } finally {
-    Math.random = random;
-  }
+  await withChance(1, () => whileAway(run, { log: (line) => lines.put(line) }));
   assertEquals(lines.all.length, 2);
 });
 
 test({ needs: "net" }, "`signal` ends `whileAway` with its reason", async () => {
-  const giveUp = new AbortController();
   const run = () => connect("ws://localhost:1");
-  const options = { patience: Infinity, signal: giveUp.signal };
-  const waited = assertRejects(
-    () => within(whileAway(run, options), "the reason"),
-    Error,
-    "enough",
-  );
-  await delay(50);
-  giveUp.abort(new Error("enough"));
-  await waited;
+  await assertGivenUp((signal) => whileAway(run, { signal }));
 });

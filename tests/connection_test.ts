@@ -5,6 +5,7 @@ import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "
 import { delay } from "@std/async";
 import { connect, type Connection, ConnectionClosed, type Handler, serve } from "websockets";
 import type { Message } from "websockets";
+import { withBothEnds } from "./ends.ts";
 import { Inbox, startServer, TestClient, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { frame, handshake, RawClient } from "./raw.ts";
@@ -17,28 +18,6 @@ const LARGE = new Uint8Array(16_000_000);
 const echo: Handler = async (websocket) => {
   for await (const message of websocket) websocket.send(message);
 };
-
-/** Calls `run` with both ends of a connection, and closes it. */
-async function withBothEnds(
-  run: (near: Connection, far: Connection) => Promise<void>,
-): Promise<void> {
-  const connected = new Inbox<Connection>();
-  const gate = Promise.withResolvers<void>();
-  await using server = startServer(async (websocket) => {
-    connected.put(websocket);
-    await gate.promise;
-  });
-  try {
-    for (const isServer of [true, false]) {
-      await using client = await connect(server.url);
-      const far = await connected.next();
-      await (isServer ? run(far, client) : run(client, far));
-    }
-  } finally {
-    gate.resolve();
-  }
-  assertEquals(server.log.all, []);
-}
 
 // Reading.
 

@@ -258,9 +258,9 @@ Deno.test("a wrong URL or subject is a mistake in the command line", async () =>
   const usageError = async (url: string, subject: string) => {
     const options = { url, subject, receive: () => {}, log: () => {} };
     const error = await assertRejects(() => Relay.connect(options), Error);
-    return [error.message, "code" in error && error.code];
+    return [error.message, error.name];
   };
-  const code = "ERR_PARSE_ARGS_INVALID_OPTION_VALUE";
+  const code = "SyntaxError";
   for (const url of ["", "127.0.0.1:4222", "nats://", "http://127.0.0.1:4222"]) {
     const message = "NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.";
     assertEquals(await usageError(url, "broadcast"), [message, code], url);

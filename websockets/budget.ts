@@ -162,6 +162,8 @@ export class Budget {
     if (this.#bytes <= this.#limit) return;
     const room = this.maxBytes * (1 + TOLERANCE) - this.#bytes;
     const enough = Math.max(room / 4, this.maxBytes / 256);
+    // What a handler sends when its client is dropped must not drop another one.
+    this.#limit = Infinity;
     const clients = this.#busy.union(this.#left);
     const eviction = chooseEviction(clients, this.clients.size, enough, room < 0);
     eviction?.client.drop(eviction.reason);

@@ -30,6 +30,8 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   readonly #options: ConnectionOptions;
   /** Why nothing can be sent any more. */
   #end?: ConnectionClosed;
+  /** Why nothing can be read any more: a client's own `close` is not the end until it is answered. */
+  #readEnd?: ConnectionClosed;
   #abort?: AbortController;
 
   /** The IP address of the client, or the host of the server. */
@@ -157,7 +159,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
       signal?.removeEventListener("abort", giveUp);
     }
     signal?.throwIfAborted();
-    throw this.#end;
+    throw this.#readEnd;
   }
 
   #arrive(message: Message) {
@@ -200,9 +202,8 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
 
   #stopReading(close: Close) {
     if (this.#inbox.isEnded) return;
-    // The end of a client's own `close` is what the server has answered.
-    if (this.#end?.code !== close.code) this.#end = new ConnectionClosed(close);
-    this.#inbox.end(isNormal(close) ? undefined : this.#end);
+    this.#readEnd = this.#end?.code === close.code ? this.#end : new ConnectionClosed(close);
+    this.#inbox.end(isNormal(close) ? undefined : this.#readEnd);
   }
 }
 

@@ -55,15 +55,12 @@ export function limited(print: Log, show: (line: string) => string = printable):
   };
 }
 
-/** A log that never fails: a full disk or a closed pipe must not stop what is being logged. */
+/**
+ * A log that never fails, not even if it is async: a full disk or a closed pipe must not stop what is
+ * being logged, and there is nowhere left to tell it.
+ */
 export function unfailing(print: Log): Log {
-  return async (line, option) => {
-    try {
-      await print(line, option);
-    } catch {
-      // There is nowhere left to tell it.
-    }
-  };
+  return (line, option) => void Promise.try(print, line, option).catch(() => {});
 }
 
 /** A log on standard error, where a line may be an error with its stack. */

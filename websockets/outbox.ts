@@ -203,6 +203,8 @@ export class Outbox implements BudgetClient {
 
   #fits(bytes: number): boolean {
     if (this.budget.hasRoom(this.handed, bytes)) return true;
+    // Nothing tells when an empty message is taken: a loop that awaits `send` leaves its turn here.
+    if (this.handed > 0 && this.#content === 0) return false;
     this.measure();
     this.budget.measureAll();
     return this.budget.hasRoom(this.handed, bytes);

@@ -5,7 +5,7 @@ import { isLost } from "./close_codes.ts";
 import type { Connection } from "./connection.ts";
 import { ConnectionClosed } from "./connection_closed.ts";
 import { ConnectionFailed } from "./failures.ts";
-import type { Log } from "./log.ts";
+import { type Log, unfailing } from "./log.ts";
 
 /** Milliseconds of the first pause, at the most. Each next one may be twice as long. */
 const PAUSE = 100;
@@ -30,11 +30,10 @@ export interface RetryOptions {
  * The pauses between attempts, which grow while the server is away. Chance decides how long each is,
  * because otherwise all clients of a server that restarts would return at once.
  */
-export class Pauses implements Disposable {
+export class Pauses {
   #longest = PAUSE;
   #lostAt = performance.now();
-  #error?: Error;
-  #timer?: ReturnType<typeof setTimeout>;
+  #isTold = false;
 
   constructor(private readonly options: RetryOptions) {}
 
@@ -44,26 +43,28 @@ export class Pauses implements Disposable {
     if (performance.now() - openedAt < LASTING) return;
     this.#lostAt = performance.now();
     this.#longest = PAUSE;
+    this.#isTold = false;
   }
 
   /** Waits until the next attempt is due, or throws `error` if that was tried for long enough. */
   async wait(error?: Error): Promise<void> {
-    const { patience = Infinity, log, signal } = this.options;
-    if (error && performance.now() - this.#lostAt >= patience) throw error;
-    this.#error = error;
-    this.#timer ??= setTimeout(() => log?.(`${this.#error?.message}: waiting.`), SILENCE);
-    await delay(Math.random() * this.#longest, { signal });
+    const { patience = Infinity, signal } = this.options;
+    const lasted = performance.now() - this.#lostAt;
+    if (error && lasted >= patience) throw error;
+    const timer = setTimeout(() => this.#tell(error), Math.max(SILENCE - lasted, 0));
+    try {
+      await delay(Math.random() * this.#longest, { signal });
+    } finally {
+      clearTimeout(timer);
+    }
     this.#longest = Math.min(2 * this.#longest, MAX_PAUSE);
   }
 
-  /** Notes that nobody waits for the server any more, so that nothing is told. */
-  end(): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
-  }
-
-  [Symbol.dispose](): void {
-    this.end();
+  #tell(error?: Error) {
+    if (this.#isTold) return;
+    this.#isTold = true;
+    const { log = () => {} } = this.options;
+    unfailing(log)(`${error?.message ?? "The server closes each connection at once"}: waiting.`);
   }
 }
 
@@ -87,14 +88,13 @@ export async function* connections(
   next: () => Promise<Connection>,
   options: RetryOptions,
 ): AsyncGenerator<Connection, undefined> {
-  using pauses = new Pauses(options);
+  const pauses = new Pauses(options);
   let wasThere = false;
   for (let attempt = first;; attempt = next()) {
     let failure: Error | undefined;
     try {
       await using websocket = await attempt;
       wasThere = true;
-      pauses.end();
       const openedAt = performance.now();
       yield websocket;
       pauses.lose(openedAt);

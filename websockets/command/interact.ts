@@ -4,7 +4,7 @@ import { delay } from "@std/async";
 import { type Close, isLost } from "../close_codes.ts";
 import { connect, type ConnectOptions } from "../connect.ts";
 import type { Connection } from "../connection.ts";
-import { describeEnd, describeOpen, messagesOf, show } from "./messages.ts";
+import { describeEnd, describeOpen, ignoreEnd, show } from "./messages.ts";
 import { Terminal } from "./terminal.ts";
 
 /** Milliseconds of messages that are shown before keys are read: nobody notices them. */
@@ -36,15 +36,7 @@ export async function interact(
     for await (const websocket of connecting) {
       current = websocket;
       terminal.tell(describeOpen(url, websocket.subprotocol));
-      let turn = performance.now();
-      for await (const message of messagesOf(websocket)) {
-        terminal.tell(`< ${show(message)}`);
-        // The runtime reads no key while one message follows the other, and only in every 61st turn
-        // that `setImmediate` would bring.
-        if (performance.now() - turn < TURN) continue;
-        await delay(0);
-        turn = performance.now();
-      }
+      await showAll(websocket, terminal).catch(ignoreEnd);
       current = undefined;
       close = await websocket.closed;
       if (!reconnect || signal.aborted || !isLost(close)) break;
@@ -58,4 +50,17 @@ export async function interact(
   }
   terminal.tell(describeEnd(close));
   return close;
+}
+
+/** Shows what arrives until the connection is closed. */
+async function showAll(websocket: Connection, terminal: Terminal): Promise<void> {
+  let turn = performance.now();
+  for await (const message of websocket) {
+    terminal.tell(`< ${show(message)}`);
+    // The runtime reads no key while one message follows the other, and only in every 61st turn
+    // that `setImmediate` would bring.
+    if (performance.now() - turn < TURN) continue;
+    await delay(0);
+    turn = performance.now();
+  }
 }

@@ -2,8 +2,7 @@
 
 import { Buffer, isUtf8 } from "node:buffer";
 import { type Close, describeClose } from "../close_codes.ts";
-import type { Connection } from "../connection.ts";
-import { ConnectionClosed } from "../connection_closed.ts";
+import { isConnectionClosed } from "../connection_closed.ts";
 import { withoutSecrets } from "../failures.ts";
 import { printable } from "../log.ts";
 import type { Message } from "../message.ts";
@@ -29,13 +28,9 @@ export function printMessage(message: Message, isRaw = false): void {
   write(`${line}\n`);
 }
 
-/** What arrives, until the connection is closed. How it was closed is told elsewhere. */
-export async function* messagesOf(websocket: Connection): AsyncGenerator<Message> {
-  try {
-    yield* websocket;
-  } catch (error) {
-    if (!(error instanceof ConnectionClosed)) throw error;
-  }
+/** Ends a loop over messages without an error. How the connection was closed is told elsewhere. */
+export function ignoreEnd(error: unknown): void {
+  if (!isConnectionClosed(error)) throw error;
 }
 
 /** What ends each message in a pipe. */

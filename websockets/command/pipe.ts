@@ -6,7 +6,7 @@ import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "../connect.ts";
 import {
   describeEnd,
   describeOpen,
-  messagesOf,
+  ignoreEnd,
   printMessage,
   readMessages,
   type Separator,
@@ -62,7 +62,7 @@ export async function pipe(
   }
 
   async function receive() {
-    for await (const message of messagesOf(websocket)) {
+    for await (const message of websocket) {
       printMessage(message, separator === undefined);
       if (hasSent) last = performance.now();
       // A message that comes before any was sent is not an answer.
@@ -70,7 +70,7 @@ export async function pipe(
     }
   }
 
-  await Promise.all([send(), receive()]);
+  await Promise.all([send(), receive().catch(ignoreEnd)]);
   const close = await websocket.closed;
   console.error(describeEnd(close));
   options.signal?.throwIfAborted();

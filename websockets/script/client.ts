@@ -46,7 +46,7 @@ export async function whileAway<Result>(
   run: () => Promise<Result>,
   options: RetryOptions = {},
 ): Promise<Result> {
-  using pauses = new Pauses({ patience: PATIENCE, log: errorLog, ...options });
+  const pauses = new Pauses({ patience: PATIENCE, log: errorLog, ...options });
   while (true) {
     const startedAt = performance.now();
     try {

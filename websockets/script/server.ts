@@ -2,6 +2,7 @@
 
 import { SHUTDOWN_TIMEOUT } from "../accept.ts";
 import { MAX_WAITING } from "../budget.ts";
+import { overlookRejections } from "../connection_closed.ts";
 import { errorLog, type Log, unfailing } from "../log.ts";
 import { IDLE_TIMEOUT, MAX_CLIENTS, MAX_MESSAGE, type ServeOptions } from "../options.ts";
 import type { Server } from "../serve.ts";
@@ -93,7 +94,7 @@ export function withFlags(
     maxWaiting: values["max-waiting"] ?? given.maxWaiting,
     idleTimeout: values["idle-timeout"] ?? given.idleTimeout,
     processRequest: [
-      ...tokenFile ? [requireToken(Deno.readTextFileSync(tokenFile).trim())] : [],
+      ...tokenFile === undefined ? [] : [requireToken(Deno.readTextFileSync(tokenFile).trim())],
       ...[processRequest].flat(),
       ...page === undefined ? [] : [servePage(page)],
     ],
@@ -133,6 +134,8 @@ function stopOnSignals(server: Server, timeout: number, release?: () => unknown)
   const stop = async () => {
     if (isStopping) Deno.exit(1);
     isStopping = true;
+    // Timers of handlers may go on until the process ends.
+    overlookRejections();
     await server.shutdown({ timeout });
     await release?.();
     Deno.exit(0);

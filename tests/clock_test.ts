@@ -1,8 +1,10 @@
 /// <reference types="./std.d.ts" />
-// The clock of the article's sentence, by clocks that the test sets. It needs no permission.
+// The clock of the article's sentence, by clocks that the test sets.
 
-import { assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { now } from "websockets/script.ts";
+import { test } from "./needs.ts";
+import { Program } from "./programs.ts";
 
 /** Runs `run`, which sets the clock of the system and that of the process, in milliseconds. */
 function withClocks(run: (set: (system: number, process: number) => void) => void): void {
@@ -53,6 +55,8 @@ Deno.test("the time never goes backwards, within a second and from one to the ne
       }
       const backwards = times.filter((time, index) => index > 0 && time < times[index - 1]);
       assertEquals(backwards, [], `begun at ${begun}`);
+      // Nearly each has microseconds of its own.
+      assert(new Set(times).size > times.length - 10);
     }
   });
 });
@@ -68,4 +72,15 @@ Deno.test("the time is the system's to the millisecond, also when that is set", 
       }
     }
   });
+});
+
+test({ needs: "run" }, "the time is the local one", async () => {
+  const script = `import { now } from "websockets/script.ts"; console.log(now());`;
+  const cwd = new URL("../", import.meta.url);
+  for (const TZ of ["Asia/Shanghai", "America/Lima"]) {
+    await using program = new Program(Deno.execPath(), ["eval", script], { cwd, env: { TZ } });
+    const time = Temporal.PlainDateTime.from((await program.lines.next()).replace(" ", "T"));
+    const late = time.until(Temporal.Now.plainDateTimeISO(TZ)).total("minutes");
+    assert(0 <= late && late < 60, `${time} in ${TZ}`);
+  }
 });

@@ -28,10 +28,9 @@ export class Server extends Acceptor {
   constructor(handler: Handler, options: ServeOptions) {
     super(handler, options);
     const { hostname = "localhost", port, cert, key } = options;
-    const tls = cert && key ? { cert, key } : {};
     const { signal } = this.#abort;
     try {
-      const servers = listen({ hostname, port, ...tls, signal, onListen() {} }, this.answer);
+      const servers = listen({ hostname, port, cert, key, signal, onListen() {} }, this.answer);
       this.addr = servers[0].addr;
       this.finished = Promise.all(servers.map((server) => server.finished)).then(() => {});
     } catch (error) {

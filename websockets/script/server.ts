@@ -73,23 +73,25 @@ export function withFlags(
   page: string | undefined,
   values: FlagValues<typeof SERVER_FLAGS>,
 ) {
-  const { cert, key, origin = [], host = "localhost", "token-file": tokenFile } = values;
-  if (!cert !== !key) throw usageError("--cert and --key need each other.");
+  const { cert, key, origin = [], "token-file": tokenFile } = values;
+  if ((cert === undefined) !== (key === undefined)) {
+    throw usageError("--cert and --key need each other.");
+  }
   const wrong = origin.find((each) => !isOrigin(each));
   if (wrong !== undefined) {
     const origins = "a whole origin such as https://example.com, or *";
     throw usageError(`--origin takes ${origins}, not "${wrong}".`);
   }
   if (values.quiet) silence();
-  const { maxMessage = Infinity, processRequest = [] } = given;
+  const { hostname = "localhost", processRequest = [] } = given;
   return {
     ...given,
-    hostname: host.replace(/^\[(.*)\]$/, "$1"),
+    hostname: (values.host ?? hostname).replace(/^\[(.*)\]$/, "$1"),
     port: values.port ?? given.port,
-    cert: cert && readPem(cert),
-    key: key && readPem(key),
+    cert: cert === undefined ? given.cert : readPem(cert),
+    key: key === undefined ? given.key : readPem(key),
     origins: [...given.origins ?? [], ...origin],
-    maxMessage: Math.min(maxMessage, values["max-message"] ?? MAX_MESSAGE),
+    maxMessage: values["max-message"] ?? given.maxMessage,
     maxClients: values["max-clients"] ?? given.maxClients,
     maxWaiting: values["max-waiting"] ?? given.maxWaiting,
     idleTimeout: values["idle-timeout"] ?? given.idleTimeout,

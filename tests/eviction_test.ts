@@ -3,7 +3,12 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { chooseEviction } from "../websockets/eviction.ts";
-import { costOf, type Holder, type WaitingMessage } from "../websockets/waiting.ts";
+import {
+  costOf,
+  type Holder,
+  type WaitingMessage,
+  WaitingMessages,
+} from "../websockets/waiting.ts";
 
 const SENT_TOO_MUCH = "It sent more than could be taken.";
 const READ_TOO_LITTLE = "It read too little while too much was waiting.";
@@ -87,6 +92,13 @@ Deno.test("a client is behind with what it has not taken since, if half of all h
   }
 });
 
+Deno.test("a client that is sent the same again and again counts once", () => {
+  const [cause, other] = [makeClient(), makeClient()];
+  const reader = makeClient({ untakenFrom: 0 });
+  enqueue(1_000, [reader, reader, reader], cause);
+  assertEquals(choose([cause, other, reader]), [2, READ_TOO_LITTLE]);
+});
+
 Deno.test("a client that is being closed is not blamed for what it has caused", () => {
   const [open, reader] = [makeClient(), makeClient()];
   const closing = makeClient({ closing: { code: 1000, reason: "" } });
@@ -134,4 +146,12 @@ Deno.test("nobody goes where nothing waits, however urgent it is", () => {
     undefined,
   );
   assertEquals(choose([], { isUrgent: true }), undefined);
+});
+
+Deno.test("what is sent to many in a row is one message, with one client that has caused it", () => {
+  const messages = new WaitingMessages();
+  const [cause, other] = [makeClient(), makeClient()];
+  const message = messages.keep("hello", cause);
+  assert(messages.keep("hello", cause) === message);
+  assert(messages.keep("hello", other) !== message);
 });

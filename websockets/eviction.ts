@@ -28,22 +28,26 @@ export function chooseEviction(
 ): Eviction | undefined {
   const sent = new Sums();
   const notRead = new Sums();
-  const stuckWith = new Map<WaitingMessage, Holder[]>();
+  const waiting = new Map<WaitingMessage, { clients: number; stuck: Holder[]; behind: Holder[] }>();
   for (const client of clients) {
     sent.add(client, client.unread);
     if (client.isStuck) notRead.add(client, client.handed);
     for (const [place, message] of client.queue.entries()) {
-      const stuck = stuckWith.get(message) ?? [];
-      // A client is behind with what most others have taken, if it has taken nothing since it came.
-      const isBehind = place >= client.untakenFrom && message.clients * 2 <= all;
-      if (client.isStuck || isBehind) stuck.push(client);
-      stuckWith.set(message, stuck);
+      // What a client is sent twice in a row is one message.
+      if (message === client.queue[place - 1]) continue;
+      const holders = waiting.get(message) ?? { clients: 0, stuck: [], behind: [] };
+      holders.clients++;
+      if (client.isStuck) holders.stuck.push(client);
+      else if (place >= client.untakenFrom) holders.behind.push(client);
+      waiting.set(message, holders);
     }
   }
-  for (const [message, stuck] of stuckWith) {
+  for (const [message, { clients, stuck, behind }] of waiting) {
     const { cause } = message;
-    for (const client of stuck) notRead.add(client, costOf(message) / stuck.length);
-    if (stuck.length === 0 && cause && !cause.closing) sent.add(cause, costOf(message));
+    // A client is behind with what most others have taken, if it has taken nothing since it came.
+    const toBlame = clients * 2 <= all ? [...stuck, ...behind] : stuck;
+    for (const client of toBlame) notRead.add(client, costOf(message) / toBlame.length);
+    if (toBlame.length === 0 && cause && !cause.closing) sent.add(cause, costOf(message));
   }
   const [sender, bytesSent] = sent.largest();
   const [reader, bytesNotRead] = notRead.largest();

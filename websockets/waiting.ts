@@ -71,8 +71,8 @@ export class WaitingMessages {
   /** What is sent, as a message that waits: the same one for all to whom it is sent in a row. */
   keep(content: Content, cause?: Holder): WaitingMessage {
     const last = this.#last;
-    if (last && content === last.content && isCopy(last.message.bytes, content)) {
-      return last.message;
+    if (last && content === last.content && cause === last.message.cause) {
+      if (isCopy(last.message.bytes, content)) return last.message;
     }
     const [bytes, isText] = [copyOf(content), typeof content === "string"];
     const message = { bytes, isText, clients: 0, cause };

@@ -18,6 +18,8 @@ export type Budget = Pick<Server, "isFull" | "countWaiting">;
 /** What waits for NATS. */
 export class Outgoing {
   budget?: Budget;
+  #nats: NatsConnection;
+  readonly #log: Log;
   /** Nobody waits for one of these messages when it is `done`. */
   #waiting: { subject: string; bytes: Uint8Array; done(): void }[] = [];
   #waitingBytes = 0;
@@ -27,11 +29,14 @@ export class Outgoing {
   /** When the other servers have had the time to come back, too. */
   #settledAt = 0;
 
-  constructor(private nats: NatsConnection, private readonly log: Log) {}
+  constructor(nats: NatsConnection, log: Log) {
+    this.#nats = nats;
+    this.#log = log;
+  }
 
   /** Bytes of the largest message that NATS takes. */
   get maxMessage(): number {
-    const { max_payload = Infinity } = this.nats.info ?? {};
+    const { max_payload = Infinity } = this.#nats.info ?? {};
     return max_payload > 0 ? max_payload : Infinity;
   }
 
@@ -43,7 +48,7 @@ export class Outgoing {
   async publish(subject: string, bytes: Uint8Array): Promise<void> {
     const size = bytes.length + MESSAGE_COST;
     const isMuch = this.#waitingBytes + size > MAX_WAITING || this.budget?.isFull === true;
-    const isAway = this.nats.isClosed() || this.#pause > 0;
+    const isAway = this.#nats.isClosed() || this.#pause > 0;
     // A message that is larger than all that may wait is let through where nothing waits.
     if (isAway && isMuch && this.#waiting.length > 0) return void this.#lost++;
     const { promise, resolve } = Promise.withResolvers<void>();
@@ -56,7 +61,7 @@ export class Outgoing {
 
   /** Goes on when NATS is back, after `pause` milliseconds. */
   resume(nats: NatsConnection, pause: number): void {
-    this.nats = nats;
+    this.#nats = nats;
     this.#settledAt = performance.now() + pause;
     this.#publishSoon();
   }
@@ -77,18 +82,20 @@ export class Outgoing {
   }
 
   async #publishWaiting() {
-    while (!this.nats.isClosed() && this.#waiting.length > 0) {
+    while (!this.#nats.isClosed() && this.#waiting.length > 0) {
       if (this.#pause > 0) await delay(this.#pause);
       else await this.#publishBatch();
     }
     for (const { done } of this.#waiting) done();
-    if (!this.nats.isClosed()) this.#report();
+    if (!this.#nats.isClosed()) this.#report();
   }
 
   async #publishBatch() {
     let [count, size] = [0, 0];
-    while (size < BATCH && count < this.#waiting.length) {
-      size += this.#waiting[count++].bytes.length + MESSAGE_COST;
+    for (const { bytes } of this.#waiting) {
+      if (size >= BATCH) break;
+      size += bytes.length + MESSAGE_COST;
+      count++;
     }
     const taken = this.#waiting.splice(0, count);
     // NATS may take only smaller messages since it is back.
@@ -96,8 +103,8 @@ export class Outgoing {
     // All of it counts as lost until NATS has confirmed it.
     this.#lost += count;
     try {
-      for (const { subject, bytes } of batch) this.nats.publish(subject, bytes);
-      await this.nats.flush();
+      for (const { subject, bytes } of batch) this.#nats.publish(subject, bytes);
+      await this.#nats.flush();
       this.#lost -= batch.length;
     } catch {
       // NATS is away again, and some of the messages may have arrived.
@@ -107,7 +114,7 @@ export class Outgoing {
   }
 
   #report() {
-    if (this.#lost > 0) this.log(`Messages not relayed to the other servers: ${this.#lost}.`);
+    if (this.#lost > 0) this.#log(`Messages not relayed to the other servers: ${this.#lost}.`);
     this.#lost = 0;
   }
 

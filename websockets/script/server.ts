@@ -26,7 +26,7 @@ export const SERVER_FLAGS = {
   "idle-timeout SECONDS": `how long a client may be silent, or take nothing (${IDLE_TIMEOUT})`,
   "stop-timeout SECONDS": `how long a stop waits for the clients (${SHUTDOWN_TIMEOUT / 1000})`,
   "quiet": "do not print messages",
-} as const;
+};
 
 /** What a script says of its server. */
 export interface RunServerOptions<Own extends Flags> extends ServeOptions {
@@ -37,6 +37,9 @@ export interface RunServerOptions<Own extends Flags> extends ServeOptions {
   /** Called when all clients have left, before the process ends. */
   release?(): unknown;
 }
+
+/** The options for `serve`, which always say where it listens. */
+type Settings = ServeOptions & { hostname: string; port: number };
 
 /**
  * Runs a server as the flags say until SIGINT or SIGTERM. Then nobody is let in any more, every
@@ -72,7 +75,7 @@ export function withFlags(
   given: ServeOptions & { port: number },
   page: string | undefined,
   values: FlagValues<typeof SERVER_FLAGS>,
-) {
+): Settings {
   const { cert, key, origin = [], host = "localhost", "token-file": tokenFile } = values;
   if (!cert !== !key) throw usageError("--cert and --key need each other.");
   const wrong = origin.find((each) => !isOrigin(each));
@@ -111,10 +114,7 @@ const logWithFlags: Log = (line, option) => {
   errorLog(flag ? `${line} See --${flag}.` : line);
 };
 
-async function startOn(
-  { port }: { port: number },
-  start: () => Server | Promise<Server>,
-): Promise<Server> {
+async function startOn({ port }: Settings, start: () => Server | Promise<Server>): Promise<Server> {
   try {
     return await start();
   } catch (error) {
@@ -148,7 +148,7 @@ function stopOnSignals(server: Server, timeout: number, release?: () => unknown)
 function tellAddress(
   name: string,
   { addr }: Server,
-  { hostname, cert }: { hostname: string; cert?: string },
+  { hostname, cert }: Settings,
   hasPage: boolean,
 ) {
   // 0.0.0.0 and :: stand for all addresses of this machine, and nobody can connect to them.

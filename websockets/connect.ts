@@ -13,21 +13,21 @@ import { connections } from "./reconnect.ts";
 export const HANDSHAKE_TIMEOUT = 10_000;
 /** Milliseconds that a server gets to answer a Close frame: one that was lost never answers. */
 const CLOSE_TIMEOUT = 2_000;
-/** How to connect. */
+/** How to connect. What is `undefined` is not given. */
 export interface ConnectOptions {
   /** Headers to send with the handshake. */
-  headers?: HeadersInit;
+  headers?: HeadersInit | undefined;
   /** The subprotocols to offer. */
-  subprotocols?: string[];
+  subprotocols?: string[] | undefined;
   /**
    * Milliseconds that the server may take for the handshake, 10,000 unless given. A connection is
    * lost (1006) when the server takes nothing of what it was sent for so long.
    */
-  timeout?: number;
+  timeout?: number | undefined;
   /** Closes the connection, or gives up the handshake, when it aborts. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
   /** Told when a loop over connections has waited for the server for a second. */
-  log?: Log;
+  log?: Log | undefined;
 }
 
 /** A connection that is being made: await it, or loop over it for a client that stays. */
@@ -63,7 +63,9 @@ async function open(
 ): Promise<Connection> {
   signal?.throwIfAborted();
   checkUrl(`${url}`);
-  const socket = new WebSocket(url, { headers, protocols: subprotocols });
+  // The types of browsers know no headers here, and a program may be checked with those.
+  const init = { headers, protocols: subprotocols };
+  const socket: WebSocket = Reflect.construct(WebSocket, [url, init]);
   // A server may send a message, or close, as soon as the handshake is done.
   const outbox = new ClientOutbox(socket, new Budget(Infinity, timeout));
   const options = { maxMessage: Infinity, isClient: true };
@@ -73,7 +75,7 @@ async function open(
     socket.addEventListener("error", (event) => reject(new Error((event as ErrorEvent).message)));
   });
   try {
-    await deadline(opened, timeout, { signal });
+    await deadline(opened, timeout, signal && { signal });
   } catch (error) {
     socket.close();
     signal?.throwIfAborted();

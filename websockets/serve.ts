@@ -27,7 +27,7 @@ export class Server extends Acceptor {
   /** @ignore `serve` calls it. */
   constructor(handler: Handler, options: ServeOptions) {
     super(handler, options);
-    const { hostname = "localhost", port, cert, key } = options;
+    const { hostname = "localhost", port = 8000, cert, key } = options;
     const tls = cert && key ? { cert, key } : {};
     const { signal } = this.#abort;
     try {

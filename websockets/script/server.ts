@@ -55,11 +55,11 @@ export async function runServer<const Own extends Flags>(
   options: RunServerOptions<Own>,
   start: (options: ServeOptions, flags: FlagValues<Own>) => Server | Promise<Server>,
 ): Promise<void> {
-  const { flags = {} as Own, release, page, ...given } = options;
+  const { flags = {} as Own, port = 8000, release, page, ...given } = options;
   const all = { ...flags, ...SERVER_FLAGS };
   await runScript(usageOf(all), async () => {
     const values = parseFlags(all).values as FlagValues<Own> & FlagValues<typeof SERVER_FLAGS>;
-    const settings = withFlags({ port: 8000, ...given }, page, values);
+    const settings = withFlags({ port, ...given }, page, values);
     const server = await startOn(settings, () => start(settings, values));
     stopOnSignals(server, (values["stop-timeout"] ?? SHUTDOWN_TIMEOUT / 1000) * 1000, release);
     tellAddress(name, server, settings, page !== undefined);

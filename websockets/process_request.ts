@@ -65,8 +65,13 @@ function askEach([ask, ...others]: ProcessRequest[], request: Request, info: Req
   const asked: unknown = ask?.(request, info);
   if (!ask || asked instanceof Response) return asked;
   const goOn = () => askEach(others, request, info);
-  if (asked === undefined) return goOn();
-  return Promise.resolve(asked).then((answer) => answer === undefined ? goOn() : answer);
+  return asked === undefined ? goOn() : answerOf(asked, goOn);
+}
+
+/** Waits until one has answered, before the others are asked. */
+async function answerOf(asked: unknown, goOn: () => unknown): Promise<unknown> {
+  const answer = await asked;
+  return answer === undefined ? goOn() : answer;
 }
 
 /** Waits for an answer, or answers in its place when that takes too long or the server stops. */

@@ -13,8 +13,6 @@ const HANDED_COST = 1024;
 const KERNEL = 8 * 1024 ** 2;
 /** Milliseconds without taking anything after which a client is stuck, whatever its timeout. */
 const PATIENCE = 15_000;
-/** Milliseconds in which a handler sends what a message of its client makes it send. */
-const CAUSE_INTERVAL = 2_000;
 const DONE = Promise.resolve();
 
 /** What waits for one client, in the order in which it was sent. */
@@ -39,7 +37,7 @@ export class Outbox implements BudgetClient {
   /** What `send` returns when nothing can be sent any more. */
   #refusal?: Promise<never>;
   /** When the client has last sent something, in milliseconds. */
-  #heardAt = -Infinity;
+  heardAt = -Infinity;
 
   /** Set as soon as the client is to be closed. It is sent nothing more. */
   closing?: Close;
@@ -58,11 +56,6 @@ export class Outbox implements BudgetClient {
   /** Whether more can be handed over soon. */
   get isEager(): boolean {
     return (this.queue.length > 0 || this.closing !== undefined) && this.isOpen;
-  }
-
-  /** Whether what is sent just now is sent because of what the client has just said. */
-  get isCause(): boolean {
-    return performance.now() - this.#heardAt < CAUSE_INTERVAL;
   }
 
   /** Whether the client has to take something, or to answer a Close frame. */
@@ -113,7 +106,7 @@ export class Outbox implements BudgetClient {
 
   /** Called when the client has sent something: it is there, and may have taken something as well. */
   hear(): void {
-    this.#heardAt = performance.now();
+    this.heardAt = performance.now();
     if (this.isEager) this.handOver();
   }
 
@@ -171,7 +164,7 @@ export class Outbox implements BudgetClient {
       this.budget.countClients(message, -1);
       count++;
     }
-    if (count > 0) this.queue.splice(0, count);
+    this.queue.splice(0, count);
     this.#queuedThen = Math.max(0, this.#queuedThen - count);
     if (this.queue.length === 0) {
       this.#drained?.resolve();

@@ -4,7 +4,7 @@ import type { Budget } from "./budget.ts";
 import { bytesOf, type Content } from "./message.ts";
 
 /** Bytes that the runtime takes for a message, beside its content. */
-const MESSAGE_COST = 1024;
+const RUNTIME_COST = 1024;
 
 /** What the runtime holds for one client. It counts in the budget. */
 export class Handed {
@@ -25,8 +25,8 @@ export class Handed {
     this.socket.send(content);
     const bytes = bytesOf(content);
     this.#content += bytes;
-    this.bytes += bytes + MESSAGE_COST;
-    this.budget.countHanded(bytes + MESSAGE_COST);
+    this.bytes += bytes + RUNTIME_COST;
+    this.budget.countHanded(bytes + RUNTIME_COST);
   }
 
   /**

@@ -11,7 +11,7 @@ import type { BudgetClient, WaitingMessage } from "./waiting.ts";
 /** Bytes that the kernel may take for a client that reads nothing. */
 const KERNEL = 8 * 1024 ** 2;
 /** Milliseconds without taking anything after which a client is stuck, whatever its timeout. */
-const PATIENCE = 15_000;
+const STUCK_AFTER = 15_000;
 const DONE = Promise.resolve();
 
 /** What waits for one client, in the order in which it was sent. */
@@ -69,7 +69,7 @@ export class Outbox implements BudgetClient {
   /** Whether the client has taken nothing for long. */
   get isStuck(): boolean {
     const { clock, timeout } = this.budget;
-    return this.handed > 0 && clock - this.takenAt > Math.min(PATIENCE, timeout / 2);
+    return this.handed > 0 && clock - this.takenAt > Math.min(STUCK_AFTER, timeout / 2);
   }
 
   /** The place in the queue from which on it has taken nothing since; `Infinity` if it reads. */

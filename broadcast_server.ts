@@ -85,8 +85,6 @@ if (import.meta.main) {
     if (!nats) return serve(handler, options);
     const receive = (name: string, message: Message) => broadcast(rooms.get(name) ?? [], message);
     relay = await Relay.connect({ url: nats, subject, receive, log });
-    const server = serve(handler, relay.limit(options));
-    relay.server = server;
-    return server;
+    return relay.join(serve(handler, relay.limit(options)));
   });
 }

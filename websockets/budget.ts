@@ -21,6 +21,8 @@ const SHORT_TICK = 1;
 const LONG_TICK = 500;
 /** Milliseconds in which a client that reads takes something, even from a busy server. */
 const READ_INTERVAL = 1_000;
+/** Milliseconds in which a handler sends what a message of its client makes it send. */
+const CAUSE_INTERVAL = 2_000;
 /** How much more may wait, as a part of the budget, before one has to go that is not to blame. */
 const TOLERANCE = 1 / 4;
 
@@ -104,7 +106,8 @@ export class Budget {
   /** Makes of what is sent a message that waits for one client more. */
   enqueue(content: Content): WaitingMessage {
     const client = currentClient.getStore();
-    const message = this.messages.keep(content, client?.isCause ? client : undefined);
+    const isCause = client && performance.now() - client.heardAt < CAUSE_INTERVAL;
+    const message = this.messages.keep(content, isCause ? client : undefined);
     this.countClients(message, 1);
     return message;
   }

@@ -44,8 +44,16 @@ export class Inbox {
     this.#count(bytesOf(message) + UNREAD_COST);
   }
 
-  /** The next message, or the end when all is read that has arrived. */
+  /**
+   * The next message, or the end when all is read that has arrived.
+   *
+   * @throws {Error} if another read waits already.
+   */
   next(): Promise<Read> {
+    if (this.#settle) {
+      const mistake = "Another call waits for the next message already: await that one first.";
+      return Promise.reject(new Error(mistake));
+    }
     const value = this.#take();
     if (value !== undefined) return Promise.resolve({ done: false, value });
     if (this.#loss) return Promise.reject(this.#loss);

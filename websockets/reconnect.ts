@@ -12,7 +12,7 @@ const PAUSE = 100;
 /** Milliseconds of a pause at the most: a server that was away for long is found soon. */
 const MAX_PAUSE = 30_000;
 /** Milliseconds that a connection lasts where the server is well, so that pauses are short again. */
-const LASTING = 1_000;
+const LONG_ENOUGH = 1_000;
 /** Milliseconds after which somebody wants to know why nothing happens. */
 const SILENCE = 1_000;
 
@@ -43,7 +43,7 @@ export class Pauses {
   /** Notes that a connection has ended that was made at this time. */
   lose(openedAt: number): void {
     // A server that closes each connection at once is not asked more often than one that is away.
-    if (performance.now() - openedAt < LASTING) return;
+    if (performance.now() - openedAt < LONG_ENOUGH) return;
     this.#lostAt = performance.now();
     this.#longest = PAUSE;
     this.#isTold = false;

@@ -46,8 +46,8 @@ export interface BudgetClient extends Holder {
   readonly isEager: boolean;
   /** Whether it has to take something, or to answer a Close frame. */
   readonly isDue: boolean;
-  /** Whether what is sent just now is sent because of what it has just said. */
-  readonly isCause: boolean;
+  /** When it has last sent something, in milliseconds. */
+  readonly heardAt: number;
   /** Finds out how much it has taken. */
   measure(): void;
   /** Hands over what comes next, as far as there is room for it. */

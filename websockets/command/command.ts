@@ -9,7 +9,7 @@ import { advise } from "../script/advice.ts";
 import { describeFlags, parseFlags, usageError } from "../script/flags.ts";
 import { interruption, runScript } from "../script/run.ts";
 import { interact } from "./interact.ts";
-import type { Separator } from "./messages.ts";
+import type { Separator } from "./input_output.ts";
 import { pipe } from "./pipe.ts";
 
 /** A header as RFC 9110 section 5.5 allows it, such as `Name: value`. */

@@ -6,11 +6,11 @@ import type { Log } from "../log.ts";
 import type { Server } from "../serve.ts";
 
 /** Bytes that may wait for NATS. With more, handlers wait; while NATS is away, more is lost. */
-const MAX_WAITING = 4 * 1024 ** 2;
+const MAX_OUTGOING = 4 * 1024 ** 2;
 /** Bytes that NATS is to confirm at once: a ping waits no longer than they take. */
 const BATCH = 1024 ** 2;
 /** Bytes that a message takes while it waits, beside its content. */
-const MESSAGE_COST = 128;
+const QUEUED_COST = 128;
 
 /** Where what waits for NATS counts as well: the server whose clients have said it. */
 export type Budget = Pick<Server, "isFull" | "countWaiting">;
@@ -46,8 +46,8 @@ export class Outgoing {
 
   /** Sends a message after all others. Where much waits, this waits for NATS. */
   async publish(subject: string, bytes: Uint8Array): Promise<void> {
-    const size = bytes.length + MESSAGE_COST;
-    const isMuch = this.#waitingBytes + size > MAX_WAITING || this.budget?.isFull === true;
+    const size = bytes.length + QUEUED_COST;
+    const isMuch = this.#waitingBytes + size > MAX_OUTGOING || this.budget?.isFull === true;
     const isAway = this.#nats.isClosed() || this.#pause > 0;
     // A message that is larger than all that may wait is let through where nothing waits.
     if (isAway && isMuch && this.#waiting.length > 0) return void this.#lost++;
@@ -94,7 +94,7 @@ export class Outgoing {
     let [count, size] = [0, 0];
     for (const { bytes } of this.#waiting) {
       if (size >= BATCH) break;
-      size += bytes.length + MESSAGE_COST;
+      size += bytes.length + QUEUED_COST;
       count++;
     }
     const taken = this.#waiting.splice(0, count);

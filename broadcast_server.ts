@@ -56,8 +56,8 @@ function roomOf({ url }: Request): string {
 
 /** Refuses names of rooms that can't be printed, or be a part of a NATS subject. */
 export function checkRoom({ url }: Request) {
-  const names = new URL(url).searchParams.getAll("room");
-  if (names.length === 0 || names.length === 1 && /^.{1,100}$/su.test(names[0])) return;
+  const [name, ...others] = new URL(url).searchParams.getAll("room");
+  if (name === undefined || others.length === 0 && /^.{1,100}$/su.test(name)) return;
   return new Response("One room, 1 to 100 characters.\n", { status: 400 });
 }
 

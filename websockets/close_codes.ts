@@ -47,7 +47,7 @@ export function isLost({ code }: Close): boolean {
 
 /** Whether a code may be sent. The runtime lets a client send fewer of them than a server. */
 export function isSendable(code: number, isClient: boolean): boolean {
-  const ranges = isClient
+  const ranges: [number, number][] = isClient
     ? [[1000, 1000], [3000, 4999]]
     : [[1000, 1003], [1007, 1014], [3000, 4999]];
   return Number.isInteger(code) && ranges.some(([least, most]) => least <= code && code <= most);

@@ -33,7 +33,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
 
   /** The IP address of the client, or the host of the server. */
   readonly remoteAddress: string;
-  readonly #subprotocol?: string;
+  readonly #subprotocol: string | undefined;
 
   /** @ignore `serve` and `connect` call it. A client learns its subprotocol from the socket. */
   constructor(

@@ -8,12 +8,17 @@ const RUNTIME_COST = 1024;
 
 /** What the runtime holds for one client. It counts in the budget. */
 export class Handed {
+  readonly #socket: WebSocket;
+  readonly #budget: Budget;
   /** Bytes, with what the runtime takes for each message. */
   bytes = 0;
   /** The same without that, as `bufferedAmount` counts. */
   #content = 0;
 
-  constructor(private readonly socket: WebSocket, private readonly budget: Budget) {}
+  constructor(socket: WebSocket, budget: Budget) {
+    this.#socket = socket;
+    this.#budget = budget;
+  }
 
   /** Whether it is empty messages alone. Nothing tells when they are taken. */
   get isEmpty(): boolean {
@@ -22,11 +27,11 @@ export class Handed {
 
   /** Gives the runtime a message to send. */
   add(content: Content): void {
-    this.socket.send(content);
+    this.#socket.send(content);
     const bytes = bytesOf(content);
     this.#content += bytes;
     this.bytes += bytes + RUNTIME_COST;
-    this.budget.countHanded(bytes + RUNTIME_COST);
+    this.#budget.countHanded(bytes + RUNTIME_COST);
   }
 
   /**
@@ -36,13 +41,13 @@ export class Handed {
    */
   measure(): number | undefined {
     if (this.bytes === 0) return undefined;
-    const content = this.socket.bufferedAmount;
+    const content = this.#socket.bufferedAmount;
     if (content > 0 && content === this.#content) return undefined;
     const hasTaken = content < this.#content;
     // What the runtime takes for each message goes with its content.
     const left = content === 0 ? 0 : Math.ceil(this.bytes * content / this.#content);
     const taken = this.bytes - left;
-    this.budget.count(-taken);
+    this.#budget.count(-taken);
     this.bytes = left;
     this.#content = content;
     // The runtime counts the bytes of a text, and `bytesOf` its characters: it may hold more.
@@ -51,7 +56,7 @@ export class Handed {
 
   /** Counts it no more. */
   forget(): void {
-    this.budget.count(-this.bytes);
+    this.#budget.count(-this.bytes);
     this.bytes = 0;
   }
 }

@@ -16,6 +16,8 @@ const DONE = Promise.resolve();
 
 /** What waits for one client, in the order in which it was sent. */
 export class Outbox implements BudgetClient {
+  readonly socket: WebSocket;
+  readonly budget: Budget;
   /** What the runtime was not handed yet. */
   queue: WaitingMessage[] = [];
   readonly #handed: Handed;
@@ -29,18 +31,20 @@ export class Outbox implements BudgetClient {
   #queuedThen = 0;
   #isEnded = false;
   /** Done when the runtime was handed all that waits for this client. */
-  #drained?: PromiseWithResolvers<void>;
+  #drained: PromiseWithResolvers<void> | undefined;
   /** What `send` returns when nothing can be sent any more. */
   #refusal?: Promise<never>;
   /** When the client has last sent something, in milliseconds. */
-  heardAt = -Infinity;
+  heardAt: number = -Infinity;
 
   /** Set as soon as the client is to be closed. It is sent nothing more. */
   closing?: Close;
   /** Told when this side gives the client up: it is dropped, or it does not answer. */
   onLoss?: (close: Close, isDropped: boolean) => void;
 
-  constructor(readonly socket: WebSocket, readonly budget: Budget) {
+  constructor(socket: WebSocket, budget: Budget) {
+    this.socket = socket;
+    this.budget = budget;
     this.#handed = new Handed(socket, budget);
     budget.clients.add(this);
   }

@@ -130,11 +130,15 @@ test({ needs: "run" }, "every block of the walk is run, or is a drawing", () => 
 test({ needs: "run" }, "the drawing shows which file imports which", () => {
   const drawn = read(WALK).match(/flowchart LR\n([^`]*)/)?.[1] ?? "";
   const edges = drawn.matchAll(/^ *(.*) -->\|imports\| (.*)$/gm);
-  const shown = [...edges].flatMap(([, from, to]) => from.split(" & ").map((each) => [each, to]));
+  const shown = [...edges].flatMap(([, from, to]) =>
+    from.split(" & ").flatMap((script) => to.split(" & ").map((file) => [script, file]))
+  );
   const { imports } = JSON.parse(read("deno.json"));
+  const resolve = (name: string) =>
+    imports[name] ?? name.replace(/^websockets\//, imports["websockets/"]);
   const imported = [...new Set(shown.map(([from]) => from))].flatMap((script) => {
     const names = [...read(script).matchAll(/^(?:import|\}) .*from "(.*?)"/gm)];
-    const files = names.map(([, name]) => String(imports[name] ?? name));
+    const files = names.map(([, name]) => String(resolve(name)));
     return [...new Set(files.filter((file) => file.startsWith("./")))]
       .map((file) => [script, file.slice(2)]);
   });
@@ -180,7 +184,8 @@ test({ needs: "run" }, "every flag that is named is one of a script, or of Deno"
 
 test({ needs: "run" }, "every dependency that is in use is explained, and no other", () => {
   const { imports } = JSON.parse(read("deno.json"));
-  const files = ["", "websockets/", "tests/", "tests/bench/"].flatMap((folder) =>
+  const folders = ["websockets/", "websockets/script/", "websockets/command/", "websockets/nats/"];
+  const files = ["", ...folders, "tests/", "tests/bench/"].flatMap((folder) =>
     [...Deno.readDirSync(ROOT + folder)].map(({ name }) => folder + name)
   );
   const code = files.filter((file) => file.endsWith(".ts")).map(read).join("\n");

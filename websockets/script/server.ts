@@ -76,7 +76,8 @@ export function withFlags(
   page: string | undefined,
   values: FlagValues<typeof SERVER_FLAGS>,
 ): Settings {
-  const { cert, key, origin = [], host = "localhost", "token-file": tokenFile } = values;
+  const { cert, key, origin = [], "token-file": tokenFile } = values;
+  const { hostname = "localhost", processRequest = [] } = given;
   if (!cert !== !key) throw usageError("--cert and --key need each other.");
   const wrong = origin.find((each) => !isOrigin(each));
   if (wrong !== undefined) {
@@ -84,15 +85,14 @@ export function withFlags(
     throw usageError(`--origin takes ${origins}, not "${wrong}".`);
   }
   if (values.quiet) silence();
-  const { maxMessage = Infinity, processRequest = [] } = given;
   return {
     ...given,
-    hostname: host.replace(/^\[(.*)\]$/, "$1"),
+    hostname: (values.host ?? hostname).replace(/^\[(.*)\]$/, "$1"),
     port: values.port ?? given.port,
-    cert: cert && readPem(cert),
-    key: key && readPem(key),
+    cert: cert ? readPem(cert) : given.cert,
+    key: key ? readPem(key) : given.key,
     origins: [...given.origins ?? [], ...origin],
-    maxMessage: Math.min(maxMessage, values["max-message"] ?? MAX_MESSAGE),
+    maxMessage: values["max-message"] ?? given.maxMessage,
     maxClients: values["max-clients"] ?? given.maxClients,
     maxWaiting: values["max-waiting"] ?? given.maxWaiting,
     idleTimeout: values["idle-timeout"] ?? given.idleTimeout,

@@ -5,103 +5,138 @@
 import { assert, assertEquals } from "@std/assert";
 import { deadline } from "@std/async";
 import { test } from "./needs.ts";
+import { deno, makeFolder, ROOT } from "./readme.ts";
 
-const ROOT = new URL("../", import.meta.url).href;
-
-/** The files of the library, each built upon some of those before it, and on none after it. */
-const LIBRARY = [
-  ...["lines.ts", "sendable.ts", "blame.ts", "waiting.ts", "outbox.ts", "close_codes.ts"],
-  ...["connection.ts", "handshake.ts", "options.ts", "listen.ts", "ask.ts", "serve.ts"],
-  ...[
-    "run_server.ts",
-    "failures.ts",
-    "connect.ts",
-    "messages.ts",
-    "mod.ts",
-  ],
-  ...["terminal.ts", "interact.ts", "pipe.ts", "command.ts"],
+/** The files of the core, each built upon some of those before it, and on none after it. */
+const CORE = [
+  ...["log.ts", "message.ts", "close_codes.ts", "connection_closed.ts"],
+  ...["waiting.ts", "eviction.ts", "budget.ts", "outbox.ts", "inbox.ts", "connection.ts"],
+  ...["options.ts", "handshake.ts", "token.ts", "cross_origin.ts", "request_body.ts"],
+  ...["process_request.ts", "clients.ts", "accept.ts", "listen.ts", "serve.ts"],
+  ...["failures.ts", "reconnect.ts", "connect.ts"],
 ];
-/** The door to NATS and what it alone needs, in the same order. They are built upon the library. */
+/** What makes a script, in the same order. */
+const SCRIPT = [
+  ...["script/clock.ts", "script/flags.ts", "script/page.ts", "script/print.ts", "script/run.ts"],
+  ...["script/advice.ts", "script/client.ts", "script/server.ts", "script.ts"],
+];
+const COMMAND = [
+  ...["command/messages.ts", "command/terminal.ts", "command/interact.ts", "command/pipe.ts"],
+  "command/command.ts",
+];
 const NATS = ["nats/transport.ts", "nats/link.ts", "nats/outgoing.ts", "nats.ts"];
 const SCRIPTS = ["server.ts", "client.ts", "broadcast_server.ts"];
 
 interface Dependency {
   specifier: string;
   isDynamic?: boolean;
+  /** What is imported, if it runs. */
   code?: { specifier: string };
+  /** What is imported, if it is types alone. */
+  type?: { specifier: string };
 }
 
-const inLibrary = (name: string) => `websockets/${name}`;
-
-/** All that a script or the library imports, file by file, as the runtime resolves it. */
+/** All that a file imports, also through others: the imports of each, as the runtime resolves them. */
 async function importsOf(file: string): Promise<Map<string, Dependency[]>> {
   const command = new Deno.Command(Deno.execPath(), { args: ["info", "--json", ROOT + file] });
   const { modules } = JSON.parse(new TextDecoder().decode((await command.output()).stdout));
   const files = new Map<string, Dependency[]>();
   for (const { specifier, dependencies = [] } of modules) {
-    if (specifier.startsWith(ROOT)) files.set(specifier.slice(ROOT.length), dependencies);
+    files.set(nameOf(specifier), dependencies);
   }
   return files;
 }
 
-/** Each of these files may import those before it only. */
-function assertOneWay(files: Map<string, Dependency[]>, names: string[]) {
+/** The name of a file in the library, or a specifier as it is. */
+function nameOf(specifier: string): string {
+  return specifier.replace(new URL("../", import.meta.url).href, "").replace("websockets/", "");
+}
+
+function importedBy({ code, type }: Dependency): string {
+  return nameOf((code ?? type)?.specifier ?? "");
+}
+
+/** Each of these files may import those before it only, be it types alone. */
+async function assertOneWay(names: string[]) {
+  const last = names.at(-1);
+  const files = await importsOf(`websockets/${last}`);
   for (const [index, name] of names.entries()) {
-    const before = names.slice(0, index).map(inLibrary);
-    for (const { code, isDynamic } of files.get(inLibrary(name)) ?? []) {
-      const imported = code?.specifier.replace(ROOT, "") ?? "";
-      // The door opens the command only when it is run itself.
-      if (!imported.startsWith("websockets/") || isDynamic && name === "mod.ts") continue;
-      assert(before.includes(imported), `${name} imports ${imported}`);
-    }
+    const imported = (files.get(name) ?? [])
+      // The library opens the command only when it is run itself.
+      .filter(({ isDynamic }) => !(isDynamic && name === "mod.ts"))
+      .map(importedBy).filter((each) => /^[\w/]+\.ts$/.test(each));
+    const wrong = imported.filter((each) => !names.slice(0, index).includes(each));
+    assertEquals(wrong, [], `${name} imports ${wrong}`);
   }
 }
 
-test({ needs: "run" }, "inside the library, imports go one way", async () => {
+test({ needs: "run" }, "imports go one way in the core, types included", async () => {
+  await assertOneWay([...CORE, "mod.ts"]);
+});
+
+// None of them has `mod.ts` among the files that it may import, because that opens the command.
+test({ needs: "run" }, "scripts, the command and NATS stand upon the core's files", async () => {
+  await assertOneWay([...CORE, ...SCRIPT]);
+  await assertOneWay([...CORE, ...SCRIPT, ...COMMAND]);
+  await assertOneWay([...CORE, ...NATS]);
+});
+
+test({ needs: "run" }, "the lists here have every file of the library", () => {
+  const found = ["", "script/", "command/", "nats/"].flatMap((folder) =>
+    [...Deno.readDirSync(`${ROOT}websockets/${folder}`)]
+      .filter(({ isFile, name }) => isFile && name.endsWith(".ts"))
+      .map(({ name }) => folder + name)
+  );
+  const listed = [...CORE, "mod.ts", ...SCRIPT, ...COMMAND, ...NATS];
+  assertEquals(found.toSorted(), listed.toSorted());
+});
+
+test({ needs: "run" }, "a program with the core alone loads nothing else", async () => {
   const files = await importsOf("websockets/mod.ts");
-  assertEquals([...files.keys()].toSorted(), LIBRARY.map(inLibrary).toSorted());
-  assertOneWay(files, LIBRARY);
+  const loaded = new Set(["mod.ts"]);
+  for (const name of loaded) {
+    const dependencies = files.get(name) ?? [];
+    for (const each of dependencies) if (!each.isDynamic) loaded.add(importedBy(each));
+  }
+  const others = [...loaded].filter((name) => !name.startsWith("node:"));
+  const packages = others.filter((name) => !name.endsWith(".ts"));
+  assertEquals(packages.map((name) => name.replace(/@[\d.]+/, "")), ["npm:deno-std/async/mod.js"]);
+  const own = others.filter((name) => name.endsWith(".ts"));
+  assertEquals(own.toSorted(), [...CORE, "mod.ts"].toSorted());
 });
 
-test({ needs: "run" }, "the door to NATS stands upon the library", async () => {
-  const files = await importsOf("websockets/nats.ts");
-  const own = [...files.keys()].filter((name) => name.startsWith(inLibrary("nats")));
-  assertEquals(own.toSorted(), NATS.map(inLibrary).toSorted());
-  assertOneWay(files, [...LIBRARY, ...NATS]);
-});
+/** A server and its client, of the core alone. */
+const PROGRAM = `
+  import { connect, serve } from "websockets";
+  await using server = serve((websocket) => websocket.send("hello"), { port: 0 });
+  await using websocket = await connect(\`ws://localhost:\${server.addr.port}\`);
+  console.log(await websocket.receive());
+`;
 
-test({ needs: "run" }, "a program with the library alone loads nothing of NATS", async () => {
-  const isNats = ({ specifier }: Dependency) => specifier.includes("nats");
-  const importsNats = async (file: string) =>
-    [...(await importsOf(file)).values()].flat().some(isNats);
-  assertEquals(await importsNats("websockets/mod.ts"), false);
-  assertEquals(await importsNats("broadcast_server.ts"), true);
-});
-
-test({ needs: "run" }, "who imports the library does not load the test command", async () => {
-  const files = await importsOf("websockets/mod.ts");
-  const loaded = new Set<string>();
-  const load = (name: string) => {
-    loaded.add(name);
-    for (const { code, isDynamic } of files.get(name) ?? []) {
-      const imported = code?.specifier.replace(ROOT, "") ?? "";
-      if (files.has(imported) && !isDynamic && !loaded.has(imported)) load(imported);
-    }
-  };
-  load(inLibrary("mod.ts"));
-  const isLoaded = ["serve.ts", "command.ts"].map((name) => loaded.has(inLibrary(name)));
-  assertEquals(isLoaded, [true, false]);
+test({ needs: "run" }, "the core runs where nothing else is copied", async () => {
+  await using folder = await makeFolder();
+  const { imports } = JSON.parse(await Deno.readTextFile(`${ROOT}deno.json`));
+  await Deno.writeTextFile(`${folder.path}/deno.json`, JSON.stringify({ imports }));
+  await Deno.writeTextFile(`${folder.path}/program.ts`, PROGRAM);
+  await Deno.mkdir(`${folder.path}/websockets`);
+  for (const name of [...CORE, "mod.ts"]) {
+    await Deno.copyFile(`${ROOT}websockets/${name}`, `${folder.path}/websockets/${name}`);
+  }
+  const args = ["run", "--check", "--quiet", "--allow-net", "program.ts"];
+  await using program = deno(args, { cwd: folder.path });
+  assertEquals([await program.end(), program.errors.all], [0, []]);
+  assertEquals(program.lines.all, ["hello"]);
 });
 
 for (const script of SCRIPTS) {
   test(
     { needs: "run" },
-    `${script} imports the library by its name, the standard library and the page alone`,
+    `${script} imports the library by its doors, the standard library and the page alone`,
     async () => {
       const dependencies = (await importsOf(script)).get(script) ?? [];
       assert(dependencies.some(({ specifier }) => specifier === "websockets"));
       const isKnown = (specifier: string) =>
-        /^(websockets(\/nats\.ts)?|\.\/client\.html|@std\/.+|node:.+)$/.test(specifier);
+        /^(websockets(\/(script|nats)\.ts)?|\.\/client\.html|@std\/.+|node:.+)$/.test(specifier);
       const others = dependencies.filter(({ specifier }) => !isKnown(specifier));
       assertEquals(others.map(({ specifier }) => specifier), []);
     },

@@ -25,7 +25,7 @@ function answering(answer: (message: Message) => Message | void, events: Inbox<s
 }
 
 /** A server of Deno's own, that answers each request as it is told. */
-export function serveBare(answer: (request: Request) => Response) {
+export function serveBare(answer: Deno.ServeHandler<Deno.NetAddr>) {
   const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen: () => {} }, answer);
   return {
     url: `ws://127.0.0.1:${server.addr.port}`,

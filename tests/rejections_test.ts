@@ -93,6 +93,13 @@ const HARMFUL: Record<string, [script: string, error: RegExp]> = {
     `await server.shutdown(); Promise.reject(new ConnectionClosed({ code: 4000 })); await turns();`,
     /4000/,
   ],
+  "the end of a connection after servers that could not start": [
+    `for (const wrong of [{ maxClients: 0 }, { port: server.addr.port }]) {
+      try { serve(() => {}, wrong); } catch {}
+    }
+    await server.shutdown(); Promise.reject(new ConnectionClosed({ code: 4000 })); await turns();`,
+    /4000/,
+  ],
   "a second `receive` at the same time": [
     `act = (websocket) => { websocket.receive(); websocket.receive(); }; await leave(); await turns();`,
     /await that one first/,

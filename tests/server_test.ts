@@ -50,23 +50,6 @@ test(
   },
 );
 
-test({ needs: "net" }, "the time is the local one, and never runs backwards", async () => {
-  await using server = startServer(handler);
-  await using client = await TestClient.open(server.url);
-  const before = Temporal.Now.plainDateTimeISO().subtract({ milliseconds: 1 });
-  for (let count = 0; count < 2_000; count++) client.send("hello");
-  const times: string[] = [];
-  for (let count = 0; count < 2_000; count++) {
-    times.push(String(await client.next()).match(REPLY)?.[1] ?? "");
-  }
-  assertEquals(times, times.toSorted());
-  const [first, last] = [times[0], times[1_999]].map((time) =>
-    Temporal.PlainDateTime.from(time.replace(" ", "T"))
-  );
-  assert(Temporal.PlainDateTime.compare(before, first) <= 0, `${first} is before ${before}`);
-  assert(Temporal.PlainDateTime.compare(last, Temporal.Now.plainDateTimeISO()) <= 0, `${last}`);
-});
-
 test(
   { needs: "net" },
   "text of every script, also an empty text, comes back unchanged",

@@ -37,7 +37,7 @@ export class Acceptor implements AsyncDisposable {
   /** How many requests are not decided about yet. */
   #pending = 0;
   readonly #stopping = new AbortController();
-  readonly #stopOverlooking = overlookRejections();
+  readonly #stopOverlooking: () => void;
   readonly #closingCheck?: ReturnType<typeof setInterval>;
   #stopped?: Promise<void>;
 
@@ -53,6 +53,7 @@ export class Acceptor implements AsyncDisposable {
     const count = (bytes: number) => this.countWaiting(bytes);
     const { signal } = this.#stopping;
     this.#requestLimits = { timeout, maxBody: maxMessage, stopping: signal, count, log };
+    this.#stopOverlooking = overlookRejections();
     if (timeout === Infinity) return;
     this.#closingCheck = setInterval(() => this.#budget.findClosing(), timeout);
   }

@@ -7,9 +7,9 @@ import { eventually, freePort, TestClient, within } from "./helpers.ts";
 import { Machine } from "./machine.ts";
 import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
 import { ask, handshake } from "./raw.ts";
-import { Program } from "./programs.ts";
+import type { Program } from "./programs.ts";
 import { blocksOf, deno, makeFolder, read, REFERENCE } from "./readme.ts";
-import { ROOT, sectionOf } from "./readme.ts";
+import { ROOT, sectionOf, stepOf } from "./readme.ts";
 
 /** The names of the blocks that are run. */
 const tested = new Set<string>();
@@ -76,7 +76,7 @@ answer("users.ts", "only a client with a session comes in, and its user is known
   assertMatch(String(await client.next()), /^Li, (127\.0\.0\.1|::1)$/);
   const { status } = await ask(Number(new URL(url).port), handshake({ cookie: "session=guessed" }));
   assertEquals(status, 401);
-});
+}, { errors: /^Refused a client with 401\.$/ });
 
 answer("topics.ts", "a client hears the topics that it has subscribed to", async (url) => {
   await using one = await TestClient.open(url);
@@ -171,7 +171,7 @@ answer("app.ts", "one server has routes and clients", async (url) => {
   await using client = await TestClient.open(url);
   client.send("hello");
   assertEquals(await client.next(), "hello");
-});
+}, { errors: /^Listening on [^\n]*$/ });
 
 answer(
   "forgotten.ts",
@@ -197,32 +197,23 @@ answer("json.ts", "JSON is answered, and anything else closes with 1007", async 
 
 test(
   { needs: ["linux", "unshare"] },
-  "handler_test.ts passes, and the types of all answers are right",
+  "handler_test.ts passes, the types of all answers are right, and the tasks of deno.json work",
   async () => {
     await using machine = await Machine.start();
-    await machine.save(blocksOf(REFERENCE));
-    const checked = machine.run("deno task check");
+    await machine.save([...stepOf(6), ...blocksOf(REFERENCE)]);
+    await machine.serve("deno task start");
+    const tasks = ["check", "test"].map((task) => machine.run(`deno task ${task}`));
     await Array.fromAsync(machine.follow(sectionOf("How do I test a handler?")));
-    assertEquals(await checked.end(), 0, checked.lines.all.join("\n"));
+    for (const task of tasks) assertEquals(await task.end(), 0, task.lines.all.join("\n"));
   },
 );
 tested.add("handler_test.ts");
 
-test(
-  { needs: "linux" },
-  "deno.json: it has the imports of this folder, and starts a server",
-  async () => {
-    const { imports } = JSON.parse(read("deno.json"));
-    const copied = JSON.parse(sectionOf("Copy the library")[0].text).imports;
-    assertEquals({ ...imports, ...copied }, imports);
-    const port = freePort();
-    await using folder = await copyLibrary(port);
-    const program = await Deno.readTextFile(`${folder.path}/others.ts`);
-    await Deno.writeTextFile(`${folder.path}/my_server.ts`, program);
-    await using server = new Program(Deno.execPath(), ["task", "start"], { cwd: folder.path });
-    await listening(server, port);
-  },
-);
+test({ needs: "run" }, "deno.json of a copy has the same packages", () => {
+  const { imports } = JSON.parse(read("deno.json"));
+  const copied = JSON.parse(sectionOf("Copy the library")[0].text).imports;
+  assertEquals({ ...imports, ...copied }, imports);
+});
 tested.add("deno.json");
 
 test(

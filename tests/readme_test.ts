@@ -166,6 +166,14 @@ test({ needs: "run" }, "every link leads to a file and a heading that are there"
   assertStringIncludes(second, `](${WALK})`);
 });
 
+test({ needs: "run" }, "the life of a connection names every file of the library", () => {
+  const text = read(REFERENCE).split(/^## /m).find((each) => each.startsWith("The life of"));
+  const files = [...Deno.readDirSync(`${ROOT}websockets`)].map(({ name }) => name);
+  const doors = ["script.ts", "nats.ts"];
+  const library = files.filter((name) => name.endsWith(".ts") && !doors.includes(name));
+  assertEquals(library.filter((name) => !text?.includes(`](${name})`)), []);
+});
+
 test({ needs: "run" }, "every flag that is named is one of a script, or of Deno", async () => {
   const scripts = ["server.ts", "client.ts", "broadcast_server.ts", "websockets"];
   const helps = await Promise.all(["run", ...scripts].map(async (script) => {

@@ -60,7 +60,7 @@ export function limited(print: Log, show: (line: string) => string = printable):
  * being logged, and there is nowhere left to tell it.
  */
 export function unfailing(print: Log): Log {
-  return (line, option) => void Promise.try(print, line, option).catch(() => {});
+  return (...told) => void Promise.try(print, ...told).catch(() => {});
 }
 
 /** A log on standard error, where a line may be an error with its stack. */

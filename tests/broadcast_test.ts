@@ -476,34 +476,6 @@ test(
 
 test(
   { needs: "run" },
-  "a token that is missing, or that can't be read, is told in one line and nothing is served",
-  async () => {
-    const folder = await Deno.makeTempDir();
-    const [empty, blank] = [`${folder}/empty`, `${folder}/blank`];
-    await Deno.writeTextFile(empty, "");
-    await Deno.writeTextFile(blank, " \n\n");
-    const both = ["--allow-net", "--allow-read"];
-    const cases: [string, RegExp, string[]?][] = [
-      [empty, /^A token has/],
-      [blank, /^A token has/],
-      ["", /./],
-      [`${folder}/none`, /^No such file .*none/],
-      [folder, /directory/],
-      [empty, /flag: deno run --allow-net --allow-read broadcast_server\.ts$/, ["--allow-net"]],
-    ];
-    await Promise.all(cases.map(async ([file, line, permissions = both]) => {
-      const flags = ["--port", "0", "--token-file", file];
-      await using script = new Script("broadcast_server.ts", flags, permissions);
-      assertEquals(await script.end(), 1, file);
-      assertEquals([script.lines.all.length, script.errors.all.length], [0, 1], file);
-      assertMatch(script.errors.all[0], line);
-    }));
-    await Deno.remove(folder, { recursive: true });
-  },
-);
-
-test(
-  { needs: "run" },
   "it prints where it is, who comes and goes, and what is said, disarmed",
   async () => {
     await using server = await start();

@@ -1,16 +1,24 @@
 /// <reference types="./std.d.ts" />
-// What `runServer` says of a mistake in its flags. It needs no permission, because it never gets as
-// far as to listen. What it does with the right ones is tested with server.ts.
+// What `runServer` makes of a script's options and the flags. What it does with them is tested with
+// server.ts, too.
 
-import { assert, assertEquals, assertThrows } from "@std/assert";
-import { parseFlags } from "../websockets/script/flags.ts";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { serve, type ServeOptions } from "websockets";
+import { runServer } from "websockets/script.ts";
+import { describeFlags, parseFlags } from "../websockets/script/flags.ts";
 import { SERVER_FLAGS, withFlags } from "../websockets/script/server.ts";
+import { test } from "./needs.ts";
+import { Script } from "./programs.ts";
+import { ask, handshake } from "./raw.ts";
+import { makeFolder, ROOT } from "./readme.ts";
 
-/** The options that a server gets from these flags. */
-function optionsOf(...args: string[]) {
+/** The options that a server gets from these flags, where its script says `given`. */
+function optionsFrom(given: ServeOptions, ...args: string[]) {
   const { values } = parseFlags(SERVER_FLAGS, false, args);
-  return withFlags({ port: 0 }, undefined, values);
+  return withFlags({ port: 0, ...given }, undefined, values);
 }
+
+const optionsOf = (...args: string[]) => optionsFrom({}, ...args);
 
 /** What a server says of its flags. */
 function complaint(...args: string[]): string {
@@ -31,6 +39,36 @@ Deno.test("what a script says holds where the flags say nothing", () => {
 Deno.test("a certificate without its key is refused, and a key without its certificate", () => {
   assertEquals(complaint("--cert", "a.pem"), "--cert and --key need each other.");
   assertEquals(complaint("--key", "a.pem"), "--cert and --key need each other.");
+});
+
+Deno.test("where a flag says nothing, what its script says holds", () => {
+  const given = {
+    hostname: "0.0.0.0",
+    port: 9_997,
+    cert: "certificate",
+    key: "private key",
+    origins: ["null"],
+    maxMessage: 5_000_000,
+    maxClients: 2,
+    maxWaiting: 3,
+    idleTimeout: 4,
+  };
+  const { processRequest, log: _, ...options } = optionsFrom(given);
+  assertEquals<unknown>([options, processRequest], [given, []]);
+
+  const flags = ["--host", "[::1]", "--port", "1", "--origin", "*", "--max-message", "6000000"];
+  flags.push("--max-clients", "7", "--max-waiting", "8", "--idle-timeout", "0.5");
+  const { processRequest: __, log: ___, ...changed } = optionsFrom(given, ...flags);
+  assertEquals<unknown>(changed, {
+    ...given,
+    hostname: "::1",
+    port: 1,
+    origins: ["null", "*"],
+    maxMessage: 6_000_000,
+    maxClients: 7,
+    maxWaiting: 8,
+    idleTimeout: 0.5,
+  });
 });
 
 Deno.test("an origin that no page can have is refused", () => {
@@ -58,3 +96,104 @@ Deno.test("every limit refuses what is no number in its bounds", () => {
     assert(complaint(`--${flag}`, text).startsWith(start), flag);
   }
 });
+
+Deno.test("a script gets its own flags with the types that they describe", () => {
+  const flags = { "count COUNT": "rounds", "name NAME...": "names", once: "one message" };
+  // It is not called, because its types are all that matters.
+  const _run = () =>
+    runServer("Server", { flags }, (options, values) => {
+      const { count, name, once }: { count?: number; name?: string[]; once?: boolean } = values;
+      // @ts-expect-error A count is a number.
+      const _text: string | undefined = values.count;
+      // @ts-expect-error There is no such flag: those of every server are in the options.
+      const _port = values.port;
+      return serve(() => [count, name, once], options);
+    });
+});
+
+/** A script with a flag of its own. */
+const SCRIPT = `
+  import { serve } from "websockets";
+  import { runServer } from "websockets/script.ts";
+  const flags = { "greeting TEXT": "what each client is told (Hello)" };
+  await runServer("Greeter", { port: 0, flags }, (options, { greeting = "Hello" }) => {
+    console.log(greeting);
+    return serve((websocket) => websocket.send(greeting), options);
+  });
+`;
+
+test({ needs: "run" }, "a flag is described once, for `--help` and for its value", async () => {
+  await using folder = await makeFolder();
+  const file = `${folder.path}/greeter.ts`;
+  await Deno.writeTextFile(file, SCRIPT);
+  const start = (...args: string[]) =>
+    new Script(file, args, ["--allow-net", `--config=${ROOT}deno.json`]);
+  const own = { "greeting TEXT": "what each client is told (Hello)" };
+  const usage = [
+    "Usage: deno run --allow-net greeter.ts [flags]",
+    ...describeFlags({ ...own, ...SERVER_FLAGS, help: "print this" }).split("\n"),
+  ];
+  await using help = start("--help");
+  assertEquals([await help.end(), help.lines.all, help.errors.all], [0, usage, []]);
+  await using wrong = start("--greetings", "Hi");
+  assertEquals([await wrong.end(), wrong.lines.all], [2, []]);
+  assertMatch(wrong.errors.all[0], /--greetings/);
+  assertEquals(wrong.errors.all.slice(1), usage);
+  await using greeter = start("--greeting", "Hi");
+  assertEquals(await greeter.lines.next(), "Hi");
+  assertMatch(await greeter.lines.next(), /^Greeter on ws:\/\/localhost:\d+$/);
+});
+
+test(
+  { needs: "run" },
+  "`--token-file` asks for a token in every server, also with a page",
+  async () => {
+    await using folder = await makeFolder();
+    const file = `${folder.path}/token`;
+    await Deno.writeTextFile(file, "secret\n");
+    const permissions = ["--allow-net", `--allow-read=${file}`];
+    await using server = new Script(
+      "server.ts",
+      ["--port", "0", "--token-file", file],
+      permissions,
+    );
+    const port = Number((await server.prints(/ws:/)).match(/localhost:(\d+)/)?.[1]);
+    const right = { Authorization: "Bearer secret" };
+    assertEquals((await ask(port, handshake())).status, 401);
+    assertEquals((await ask(port, handshake(right))).status, 101);
+    assertEquals((await ask(port, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")).status, 200);
+  },
+);
+
+test(
+  { needs: "run" },
+  "a token or certificate that can't be read is told in one line, and nothing is served",
+  async () => {
+    await using folder = await makeFolder();
+    const [empty, blank, none] = ["empty", "blank", "none"].map((name) => `${folder.path}/${name}`);
+    await Deno.writeTextFile(empty, "");
+    await Deno.writeTextFile(blank, " \n\n");
+    const token = (file: string) => ["--token-file", file];
+    const certificate = (file: string) => ["--cert", file, "--key", file];
+    const both = ["--allow-net", "--allow-read"];
+    const cases: [flags: string[], line: RegExp, permissions?: string[]][] = [
+      [token(empty), /^A token has/],
+      [token(blank), /^A token has/],
+      [token(""), /^Empty path /],
+      [token(none), /^No such file .*none/],
+      [token(folder.path), /directory/],
+      [token(empty), /flag: deno run --allow-net --allow-read server\.ts$/, ["--allow-net"]],
+      [certificate(empty), /^There is no certificate .*empty/],
+      [certificate(""), /^Empty path /],
+      [certificate(none), /^No such file .*none/],
+      [certificate("LICENSE"), /LICENSE.*BEGIN/],
+      [certificate(empty), /flag: deno run --allow-net --allow-read server\.ts$/, ["--allow-net"]],
+    ];
+    await Promise.all(cases.map(async ([flags, line, permissions = both]) => {
+      await using script = new Script("server.ts", ["--port", "0", ...flags], permissions);
+      assertEquals(await script.end(), 1, `${flags}`);
+      assertEquals([script.lines.all.length, script.errors.all.length], [0, 1], `${flags}`);
+      assertMatch(script.errors.all[0], line);
+    }));
+  },
+);

@@ -719,6 +719,13 @@ test({ needs: "net" }, "a limit out of its bounds is a RangeError of `serve`", (
   return Promise.resolve();
 });
 
+test({ needs: "net" }, "a certificate without its key starts no server", () => {
+  for (const half of [{ cert: "x" }, { key: "x" }, { cert: "", key: "" }]) {
+    assertThrows(() => serve(echo, { port: 0, ...half }), TypeError, "key");
+  }
+  return Promise.resolve();
+});
+
 // Stopping.
 
 test({ needs: "net" }, "The server stops: `shutdown` waits for every handler", async () => {

@@ -28,9 +28,12 @@ export class Server extends Acceptor {
   constructor(handler: Handler, options: ServeOptions) {
     super(handler, options);
     const { hostname = "localhost", port = 8000, cert, key } = options;
-    const tls = cert && key ? { cert, key } : {};
+    const tls = cert !== undefined && key !== undefined ? { cert, key } : undefined;
     const { signal } = this.#abort;
     try {
+      if (!tls && (cert ?? key) !== undefined) {
+        throw new TypeError("`cert` and `key` need each other.");
+      }
       const servers = listen({ hostname, port, ...tls, signal, onListen() {} }, this.answer);
       this.addr = servers[0].addr;
       this.finished = Promise.all(servers.map((server) => server.finished)).then(() => {});

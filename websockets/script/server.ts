@@ -78,7 +78,9 @@ export function withFlags(
 ): Settings {
   const { cert, key, origin = [], "token-file": tokenFile } = values;
   const { hostname = "localhost", processRequest = [] } = given;
-  if (!cert !== !key) throw usageError("--cert and --key need each other.");
+  if ((cert === undefined) !== (key === undefined)) {
+    throw usageError("--cert and --key need each other.");
+  }
   const wrong = origin.find((each) => !isOrigin(each));
   if (wrong !== undefined) {
     const origins = "a whole origin such as https://example.com, or *";
@@ -89,8 +91,8 @@ export function withFlags(
     ...given,
     hostname: (values.host ?? hostname).replace(/^\[(.*)\]$/, "$1"),
     port: values.port ?? given.port,
-    cert: cert ? readPem(cert) : given.cert,
-    key: key ? readPem(key) : given.key,
+    cert: cert === undefined ? given.cert : readPem(cert),
+    key: key === undefined ? given.key : readPem(key),
     origins: [...given.origins ?? [], ...origin],
     maxMessage: values["max-message"] ?? given.maxMessage,
     maxClients: values["max-clients"] ?? given.maxClients,

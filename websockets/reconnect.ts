@@ -96,10 +96,14 @@ export async function* connections(
   for (let attempt = first;; attempt = next()) {
     let failure: Error | undefined;
     try {
-      await using websocket = await attempt;
+      const websocket = await attempt;
       wasThere = true;
       const openedAt = performance.now();
-      yield websocket;
+      try {
+        yield websocket;
+      } finally {
+        await websocket.close();
+      }
       pauses.lose(openedAt);
     } catch (error) {
       if (!mayPass(error, wasThere)) throw error;

@@ -118,9 +118,10 @@ test(
       "--interval=x",
       "--timeout=x",
       "--nope",
+      "ws://localhost ws://localhost",
     ];
     await Promise.all(mistakes.map(async (mistake) => {
-      await using client = new Script("client.ts", [mistake]);
+      await using client = new Script("client.ts", mistake.split(" "));
       assertEquals(await client.end(), 2, mistake);
       assertMatch(client.errors.all[1], /^Usage: deno run --allow-net client\.ts/);
       assert(!client.errors.all[0].includes("secret"), client.errors.all[0]);

@@ -13,16 +13,16 @@ import { log, print, runServer } from "websockets/script.ts";
 import page from "./client.html" with { type: "text" };
 
 /** The clients in each room, by its name. The common room is "", and an empty room has no entry. */
-export const rooms = new Map<string, Set<Connection>>();
+export const rooms: Map<string, Set<Connection>> = new Map();
 let relay: Relay | undefined;
 
 /** Sends a message to all. Nobody is waited for: the library keeps what is not taken yet. */
-export function broadcast(clients: Iterable<Connection>, message: Message) {
+export function broadcast(clients: Iterable<Connection>, message: Message): void {
   for (const client of clients) client.send(message);
 }
 
 /** The article's handler: a client is in its room until it leaves. */
-export async function handler(websocket: Connection, request: Request) {
+export async function handler(websocket: Connection, request: Request): Promise<void> {
   const name = roomOf(request);
   const clients = rooms.getOrInsertComputed(name, () => new Set());
   clients.add(websocket);
@@ -55,14 +55,14 @@ function roomOf({ url }: Request): string {
 }
 
 /** Refuses names of rooms that can't be printed, or be a part of a NATS subject. */
-export function checkRoom({ url }: Request) {
-  const names = new URL(url).searchParams.getAll("room");
-  if (names.length === 0 || names.length === 1 && /^.{1,100}$/su.test(names[0])) return;
+export function checkRoom({ url }: Request): Response | undefined {
+  const [name, ...others] = new URL(url).searchParams.getAll("room");
+  if (name === undefined || others.length === 0 && /^.{1,100}$/su.test(name)) return;
   return new Response("One room, 1 to 100 characters.\n", { status: 400 });
 }
 
 /** Says the text that is posted to `/`, unless the server has given up waiting for it. */
-export function push(request: Request, { completed }: RequestInfo) {
+export function push(request: Request, { completed }: RequestInfo): Promise<Response> | undefined {
   if (request.method !== "POST" || new URL(request.url).pathname !== "/") return;
   return Promise.race([request.bytes(), completed]).catch(() => {}).then((body) => {
     if (!body) return new Response("The push did not arrive whole.\n", { status: 503 });
@@ -85,8 +85,6 @@ if (import.meta.main) {
     if (!nats) return serve(handler, options);
     const receive = (name: string, message: Message) => broadcast(rooms.get(name) ?? [], message);
     relay = await Relay.connect({ url: nats, subject, receive, log });
-    const server = serve(handler, relay.limit(options));
-    relay.server = server;
-    return server;
+    return relay.join(serve(handler, relay.limit(options)));
   });
 }

@@ -9,7 +9,7 @@ import { connect } from "websockets";
 import { print, runClient, whileAway } from "websockets/script.ts";
 
 /** One round of the article's client: connect, send, receive, close. */
-export async function round(url: string, message: string, timeout: number, signal?: AbortSignal) {
+async function round(url: string, message: string, timeout: number, signal?: AbortSignal) {
   await using websocket = await connect(url, { signal });
   await websocket.send(message);
   return await websocket.receive({ signal: AbortSignal.timeout(timeout * 1000) });

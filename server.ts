@@ -9,12 +9,12 @@ import { now, print, runServer } from "websockets/script.ts";
 import page from "./client.html" with { type: "text" };
 
 /** The article's handler: it answers every message of a client. */
-export async function handler(websocket: Connection) {
+export async function handler(websocket: Connection): Promise<void> {
   for await (const message of websocket) await answer(websocket, message);
 }
 
 /** The article's first handler: it answers one message, and then the connection is closed. */
-export async function handleOnce(websocket: Connection) {
+export async function handleOnce(websocket: Connection): Promise<void> {
   await answer(websocket, await websocket.receive());
 }
 

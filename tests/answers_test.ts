@@ -7,45 +7,76 @@ import { eventually, freePort, TestClient, within } from "./helpers.ts";
 import { Machine } from "./machine.ts";
 import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
 import { ask, handshake } from "./raw.ts";
+import type { Program } from "./programs.ts";
 import { blocksOf, deno, makeFolder, read, REFERENCE } from "./readme.ts";
-import { ROOT, sectionOf } from "./readme.ts";
+import { ROOT, sectionOf, stepOf } from "./readme.ts";
 
 /** The names of the blocks that are run. */
 const tested = new Set<string>();
+
+/** A copy of the library, with the scripts of the reference, whose servers are at this port. */
+async function copyLibrary(port: number) {
+  const folder = await makeFolder();
+  for (const name of ["websockets", "deno.lock"]) {
+    await cp(ROOT + name, `${folder.path}/${name}`, { recursive: true });
+  }
+  for (const block of blocksOf(REFERENCE).filter(({ name }) => name)) {
+    const text = block.text.replace(/(port: |localhost:)8000/, `$1${port}`);
+    await Deno.writeTextFile(`${folder.path}/${block.name}`, text);
+  }
+  return folder;
+}
+
+/** Waits until a server listens. */
+async function listening(program: Program, port: number) {
+  await eventually(async () => {
+    (await Deno.connect({ port })).close();
+  }).catch(() => Promise.reject(new Error(program.errors.all.join("\n"))));
+}
+
+interface AnswerOptions {
+  flags?: string[];
+  needs?: "linux" | "chromium";
+  /** What the script says on standard error. */
+  errors?: RegExp;
+}
 
 /** Registers a test of a script of the reference, on a free port, beside a copy of the library. */
 function answer(
   name: string,
   promise: string,
   fn: (url: string, folder: string) => Promise<void>,
-  { flags = [], needs = "linux" }: { flags?: string[]; needs?: "linux" | "chromium" } = {},
+  { flags = [], needs = "linux", errors = /^$/ }: AnswerOptions = {},
 ): void {
   tested.add(name);
   test({ needs }, `${name}: ${promise}`, async () => {
-    await using folder = await makeFolder();
-    for (const name of ["websockets", "deno.json"]) {
-      await cp(ROOT + name, `${folder.path}/${name}`, { recursive: true });
-    }
     const port = freePort();
-    for (const block of blocksOf(REFERENCE).filter(({ name }) => name)) {
-      const text = block.text.replace("port: 8000", `port: ${port}`);
-      await Deno.writeTextFile(`${folder.path}/${block.name}`, text);
-    }
+    await using folder = await copyLibrary(port);
     await using program = deno(["run", "--allow-net", ...flags, name], { cwd: folder.path });
-    await eventually(async () => {
-      (await Deno.connect({ port })).close();
-    }).catch(() => Promise.reject(new Error(program.errors.all.join("\n"))));
+    await listening(program, port);
     await fn(`ws://localhost:${port}/`, folder.path);
-    assertEquals(program.errors.all, []);
+    assertMatch(program.errors.all.join("\n"), errors);
   });
 }
+
+test({ needs: "linux" }, "stay.ts: it hears the feed, and again after a restart", async () => {
+  const port = freePort();
+  await using folder = await copyLibrary(port);
+  await using client = deno(["run", "--allow-net", "stay.ts"], { cwd: folder.path });
+  for (const _ of ["at first", "again"]) {
+    await using _feed = deno(["run", "--allow-net", "feed.ts"], { cwd: folder.path });
+    for (const value of ["0", "1"]) await client.prints(RegExp(`^${value}$`));
+  }
+  for (const line of client.errors.all) assertMatch(line, /^No connection to .*: waiting\.$/);
+});
+tested.add("stay.ts");
 
 answer("users.ts", "only a client with a session comes in, and its user is known", async (url) => {
   await using client = await TestClient.open(url, { cookie: "a=b; session=9f86d081" });
   assertMatch(String(await client.next()), /^Li, (127\.0\.0\.1|::1)$/);
   const { status } = await ask(Number(new URL(url).port), handshake({ cookie: "session=guessed" }));
   assertEquals(status, 401);
-});
+}, { errors: /^Refused a client with 401\.$/ });
 
 answer("topics.ts", "a client hears the topics that it has subscribed to", async (url) => {
   await using one = await TestClient.open(url);
@@ -56,6 +87,27 @@ answer("topics.ts", "a client hears the topics that it has subscribed to", async
   assertEquals([await one.next(), await two.next()], ["red b", "red b"]);
   for (const text of ["-red", "red c", "blue d"]) one.send(text);
   assertEquals([await one.next(), await two.next()], ["blue d", "red c"]);
+});
+
+answer("topics.ts", "a client keeps few topics, and short ones", async (url) => {
+  await using client = await TestClient.open(url);
+  client.send(`+${"x".repeat(33)}`);
+  client.send("x".repeat(33));
+  for (let topic = 0; topic < 20; topic++) client.send(`+${topic}`);
+  client.send("0 is heard");
+  assertEquals(await client.next(), "0 is heard");
+  client.send("+20");
+  assertEquals((await within(client.closed, "the end")).code, 1008);
+});
+
+answer("feed.ts", "a client hears the feed, and says how fast", async (url) => {
+  await using client = await TestClient.open(url);
+  assertEquals(await client.next(), "0");
+  const start = performance.now();
+  client.send("fast");
+  for (const value of ["1", "2", "3", "4", "5"]) assertEquals(await client.next(), value);
+  // At the pace at first, it would take five seconds.
+  assert(performance.now() - start < 4_000);
 });
 
 answer("others.ts", "everyone but the sender hears a message", async (url) => {
@@ -113,6 +165,27 @@ answer("page.ts", "a page of your own gets its answer", async (url) => {
 }, { needs: "chromium" });
 tested.add("my_page.html");
 
+answer("app.ts", "one server has routes and clients", async (url) => {
+  const response = await fetch(url.replace("ws", "http"));
+  assertEquals(await response.text(), "This is the rest of the app.\n");
+  await using client = await TestClient.open(url);
+  client.send("hello");
+  assertEquals(await client.next(), "hello");
+}, { errors: /^Listening on [^\n]*$/ });
+
+answer(
+  "forgotten.ts",
+  "a promise that is forgotten is told, and the server goes on",
+  async (url) => {
+    for (const text of ["one", "two"]) {
+      await using client = await TestClient.open(url);
+      client.send(text);
+      assertEquals(await client.next(), text);
+    }
+  },
+  { errors: /^Nobody awaited this: Error: It is forgotten\.\n/ },
+);
+
 answer("json.ts", "JSON is answered, and anything else closes with 1007", async (url) => {
   await using client = await TestClient.open(url);
   client.send(`{"name":"Li"}`);
@@ -124,18 +197,24 @@ answer("json.ts", "JSON is answered, and anything else closes with 1007", async 
 
 test(
   { needs: ["linux", "unshare"] },
-  "handler_test.ts passes, and the types of all answers are right",
+  "handler_test.ts passes, the types of all answers are right, and the tasks of deno.json work",
   async () => {
     await using machine = await Machine.start();
-    const files = blocksOf(REFERENCE).filter(({ name }) => name);
-    await machine.save(files);
-    const scripts = files.map(({ name }) => name).filter((name) => name.endsWith(".ts"));
-    const checked = machine.run(`deno check ${scripts.join(" ")}`);
+    await machine.save([...stepOf(6), ...blocksOf(REFERENCE)]);
+    await machine.serve("deno task start");
+    const tasks = ["check", "test"].map((task) => machine.run(`deno task ${task}`));
     await Array.fromAsync(machine.follow(sectionOf("How do I test a handler?")));
-    assertEquals(await checked.end(), 0, checked.lines.all.join("\n"));
+    for (const task of tasks) assertEquals(await task.end(), 0, task.lines.all.join("\n"));
   },
 );
 tested.add("handler_test.ts");
+
+test({ needs: "run" }, "deno.json of a copy has the same packages", () => {
+  const { imports } = JSON.parse(read("deno.json"));
+  const copied = JSON.parse(sectionOf("Copy the library")[0].text).imports;
+  assertEquals({ ...imports, ...copied }, imports);
+});
+tested.add("deno.json");
 
 test(
   { needs: ["nats", "unshare"] },

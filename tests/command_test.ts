@@ -4,7 +4,7 @@ import { assert, assertEquals, assertLessOrEqual, assertMatch, assertThrows } fr
 import { delay } from "@std/async";
 import type { Connection } from "websockets";
 import { parseHeaders } from "../websockets/command/command.ts";
-import { readMessages, type Separator, show } from "../websockets/command/messages.ts";
+import { readMessages, type Separator, show } from "../websockets/command/input_output.ts";
 import { freePort, Inbox, startServer, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { Script } from "./programs.ts";

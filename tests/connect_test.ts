@@ -9,7 +9,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { delay } from "@std/async";
-import { connect, ConnectionFailed } from "websockets";
+import { connect, ConnectionClosed, ConnectionFailed } from "websockets";
 import { describeClose, isLost } from "../websockets/close_codes.ts";
 import { withoutSecrets } from "../websockets/failures.ts";
 import { advise } from "../websockets/script/advice.ts";
@@ -66,6 +66,29 @@ test({ needs: "net" }, "a subprotocol that was not offered fails the connection"
   await using websocket = await connect(server.url, { subprotocols: ["chat", "evil"] });
   assertEquals(websocket.subprotocol, "evil");
 });
+
+test(
+  { needs: "net" },
+  "a message that comes with the handshake is answered, though a bad frame is behind it",
+  async () => {
+    const [text, reserved] = [[0x81, 2, ...new TextEncoder().encode("hi")], [0x83, 0]];
+    using server = listenRaw();
+    const echoing = (async () => {
+      const websocket = await connect(server.url);
+      for await (const message of websocket) await websocket.send(message);
+    })();
+    const ended = assertRejects(() => echoing, ConnectionClosed);
+    using connection = await server.accept();
+    const handshake = await switchProtocols(connection);
+    await connection.write(new Uint8Array([...handshake, ...text, ...reserved]));
+    await within(ended, "the end");
+    const answer = new Uint8Array(100);
+    const length = await within(connection.read(answer), "the answer");
+    // A text of two bytes, and the four of its mask.
+    assertEquals([...answer.subarray(0, length ?? 0)].toSpliced(2), [0x81, 0x82]);
+    assertEquals(length, 2 + 4 + 2);
+  },
+);
 
 test({ needs: "net" }, "a server that takes nothing for `timeout` is lost", async () => {
   using server = listenRaw();

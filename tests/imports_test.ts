@@ -10,7 +10,15 @@ import { deno, makeFolder, ROOT } from "./readme.ts";
 /** The files of the core, each built upon some of those before it, and on none after it. */
 const CORE = [
   ...["log.ts", "message.ts", "close_codes.ts", "connection_closed.ts"],
-  ...["waiting.ts", "eviction.ts", "budget.ts", "outbox.ts", "inbox.ts", "connection.ts"],
+  ...[
+    "waiting.ts",
+    "eviction.ts",
+    "budget.ts",
+    "handed.ts",
+    "outbox.ts",
+    "inbox.ts",
+    "connection.ts",
+  ],
   ...["options.ts", "handshake.ts", "token.ts", "cross_origin.ts", "request_body.ts"],
   ...["process_request.ts", "clients.ts", "accept.ts", "listen.ts", "serve.ts"],
   ...["failures.ts", "reconnect.ts", "connect.ts"],
@@ -21,7 +29,7 @@ const SCRIPT = [
   ...["script/advice.ts", "script/client.ts", "script/server.ts", "script.ts"],
 ];
 const COMMAND = [
-  ...["command/messages.ts", "command/terminal.ts", "command/interact.ts", "command/pipe.ts"],
+  ...["command/input_output.ts", "command/terminal.ts", "command/interact.ts", "command/pipe.ts"],
   "command/command.ts",
 ];
 const NATS = ["nats/transport.ts", "nats/link.ts", "nats/outgoing.ts", "nats.ts"];

@@ -108,6 +108,14 @@ Deno.test("a log that can't be written fails alone", () => {
   assertEquals([lines.length, lines[0], lines.at(-1)], [42, "one", "… and 1 more lines."]);
 });
 
+Deno.test("a log is told a line alone where no option says so, as `console.error` prints all", () => {
+  const told: unknown[][] = [];
+  const log = unfailing((...line) => told.push(line));
+  log("one");
+  log("two", "origins");
+  assertEquals(told, [["one"], ["two", "origins"]]);
+});
+
 // Errors.
 
 Deno.test("an error is described with its stack, each line of it printable", () => {

@@ -655,7 +655,7 @@ natsTest(
   async (broker) => {
     await using server = serve(() => {}, { port: 0 });
     await using relay = await startRelay(broker.url);
-    relay.server = server;
+    relay.join(server);
     await broker.pause();
     let done = 0;
     const published: Promise<unknown>[] = [];
@@ -730,7 +730,7 @@ natsTest(
     await using server = serve(() => {}, { port: 0, maxWaiting: 1_000 });
     await using here = await startRelay(broker.url);
     await using there = await startRelay(broker.url);
-    there.server = server;
+    there.join(server);
     await there.enter("");
     server.countWaiting(2_000);
     for (const message of ["one", "two", "three"]) here.publish("", message);

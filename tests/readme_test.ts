@@ -130,11 +130,15 @@ test({ needs: "run" }, "every block of the walk is run, or is a drawing", () => 
 test({ needs: "run" }, "the drawing shows which file imports which", () => {
   const drawn = read(WALK).match(/flowchart LR\n([^`]*)/)?.[1] ?? "";
   const edges = drawn.matchAll(/^ *(.*) -->\|imports\| (.*)$/gm);
-  const shown = [...edges].flatMap(([, from, to]) => from.split(" & ").map((each) => [each, to]));
+  const shown = [...edges].flatMap(([, from, to]) =>
+    from.split(" & ").flatMap((script) => to.split(" & ").map((file) => [script, file]))
+  );
   const { imports } = JSON.parse(read("deno.json"));
+  const resolve = (name: string) =>
+    imports[name] ?? name.replace(/^websockets\//, imports["websockets/"]);
   const imported = [...new Set(shown.map(([from]) => from))].flatMap((script) => {
     const names = [...read(script).matchAll(/^(?:import|\}) .*from "(.*?)"/gm)];
-    const files = names.map(([, name]) => String(imports[name] ?? name));
+    const files = names.map(([, name]) => String(resolve(name)));
     return [...new Set(files.filter((file) => file.startsWith("./")))]
       .map((file) => [script, file.slice(2)]);
   });
@@ -162,6 +166,14 @@ test({ needs: "run" }, "every link leads to a file and a heading that are there"
   assertStringIncludes(second, `](${WALK})`);
 });
 
+test({ needs: "run" }, "the life of a connection names every file of the library", () => {
+  const text = read(REFERENCE).split(/^## /m).find((each) => each.startsWith("The life of"));
+  const files = [...Deno.readDirSync(`${ROOT}websockets`)].map(({ name }) => name);
+  const doors = ["script.ts", "nats.ts"];
+  const library = files.filter((name) => name.endsWith(".ts") && !doors.includes(name));
+  assertEquals(library.filter((name) => !text?.includes(`](${name})`)), []);
+});
+
 test({ needs: "run" }, "every flag that is named is one of a script, or of Deno", async () => {
   const scripts = ["server.ts", "client.ts", "broadcast_server.ts", "websockets"];
   const helps = await Promise.all(["run", ...scripts].map(async (script) => {
@@ -180,7 +192,8 @@ test({ needs: "run" }, "every flag that is named is one of a script, or of Deno"
 
 test({ needs: "run" }, "every dependency that is in use is explained, and no other", () => {
   const { imports } = JSON.parse(read("deno.json"));
-  const files = ["", "websockets/", "tests/", "tests/bench/"].flatMap((folder) =>
+  const folders = ["websockets/", "websockets/script/", "websockets/command/", "websockets/nats/"];
+  const files = ["", ...folders, "tests/", "tests/bench/"].flatMap((folder) =>
     [...Deno.readDirSync(ROOT + folder)].map(({ name }) => folder + name)
   );
   const code = files.filter((file) => file.endsWith(".ts")).map(read).join("\n");

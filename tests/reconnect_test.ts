@@ -128,6 +128,28 @@ test(
   },
 );
 
+test(
+  { needs: "net" },
+  "a server that does not answer the Close frame is not said to close each connection",
+  async () => {
+    using server = listenRaw();
+    const serving = (async () => {
+      using first = await server.accept();
+      await first.write(await switchProtocols(first));
+      using second = await server.accept();
+      await second.write(await switchProtocols(second));
+    })();
+    const lines = new Inbox<string>();
+    await withPauses(async () => {
+      let turns = 0;
+      const log = (line: string) => lines.put(line);
+      for await (const _ of connect(server.url, { log })) if (++turns === 2) break;
+    });
+    assertEquals(lines.all, []);
+    await serving;
+  },
+);
+
 test({ needs: "net" }, "a server that is away at first is tried again", async () => {
   await using server = startServer((websocket) => websocket.send("hello"));
   // What the URL is may change: it is asked for before each attempt.

@@ -25,6 +25,17 @@ function complaint(...args: string[]): string {
   return assertThrows(() => optionsOf(...args), Error).message;
 }
 
+Deno.test("what a script says holds where the flags say nothing", () => {
+  const given = { port: 1, hostname: "0.0.0.0", cert: "c", key: "k", maxMessage: 2 ** 24 };
+  const limits = { maxClients: 2, maxWaiting: 3, idleTimeout: 4 };
+  const said = withFlags({ ...given, ...limits }, undefined, {});
+  assertEquals({ ...said, ...given, ...limits }, said);
+  const flags = { port: 5, host: "[::1]", "max-message": 6, "idle-timeout": 0 };
+  const changed = { port: 5, hostname: "::1", maxMessage: 6, idleTimeout: 0 };
+  const told = withFlags({ ...given, ...limits }, undefined, flags);
+  assertEquals({ ...told, ...changed }, told);
+});
+
 Deno.test("a certificate without its key is refused, and a key without its certificate", () => {
   assertEquals(complaint("--cert", "a.pem"), "--cert and --key need each other.");
   assertEquals(complaint("--key", "a.pem"), "--cert and --key need each other.");

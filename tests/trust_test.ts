@@ -490,10 +490,13 @@ test(
       for (let changes = random(4); changes >= 0; changes--) {
         bytes[random(bytes.length)] = random(256);
       }
+      const sent = bytes.subarray(0, random(8) ? undefined : random(bytes.length));
       // The other end may have closed already, which is its answer.
-      await client.write(bytes.subarray(0, random(8) ? undefined : random(bytes.length))).catch(
-        silent,
-      );
+      await client.write(sent).catch(silent);
+      // A handshake that is reset before its answer would keep its descriptor, which is a limit of the
+      // runtime.
+      const isWhole = new TextDecoder().decode(sent).endsWith("\r\n\r\n");
+      if (isWhole) await client.read().catch(silent);
     };
     for (let batch = 0; batch < 40; batch++) {
       await Promise.all(Array.from({ length: 50 }, shakeHands));

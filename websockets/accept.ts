@@ -10,7 +10,7 @@ import { answerPreflight, isPreflight, makeReadable } from "./cross_origin.ts";
 import { askForUpgrade, isHandshake, isKnownOrigin, mayHaveBody, refuse } from "./handshake.ts";
 import { refuseBody, refuseHandshake, RETRY_AFTER, selectSubprotocol } from "./handshake.ts";
 import { errorLog, type Log, printable, unfailing } from "./log.ts";
-import { type AcceptOptions, limitsOf, type RequestInfo } from "./options.ts";
+import { type AcceptOptions, type Limits, limitsOf, type RequestInfo } from "./options.ts";
 import { askFirst, type RequestLimits } from "./process_request.ts";
 
 /** Milliseconds that a stopping server waits for its clients: containers are killed after 10 s. */
@@ -29,7 +29,7 @@ export function accept(handler: Handler, options: AcceptOptions = {}): Acceptor 
 /** What lets clients in. `accept` makes it. */
 export class Acceptor implements AsyncDisposable {
   readonly #options: AcceptOptions;
-  readonly #limits: ReturnType<typeof limitsOf>;
+  readonly #limits: Limits;
   readonly #requestLimits: RequestLimits;
   readonly #log: Log;
   readonly #budget: Budget;
@@ -145,10 +145,9 @@ export class Acceptor implements AsyncDisposable {
       this.#log(`Refused a client: there are ${maxClients}.`, "maxClients");
       return refuse(503, "There are too many clients, try again later.", RETRY_AFTER);
     }
-    if (this.isFull) {
-      this.#log("Refused a client: too much waits for the others.", "maxWaiting");
-      return refuse(503, "Too much waits for the clients, try again later.", RETRY_AFTER);
-    }
+    if (!this.isFull) return undefined;
+    this.#log("Refused a client: too much waits for the others.", "maxWaiting");
+    return refuse(503, "Too much waits for the clients, try again later.", RETRY_AFTER);
   }
 
   /** Lets `processRequest` decide before `goOn`. Meanwhile the request counts as a client. */

@@ -9,8 +9,9 @@ import { chooseEviction } from "./eviction.ts";
 import type { Content } from "./message.ts";
 import { type BudgetClient, costOf, type WaitingMessage, WaitingMessages } from "./waiting.ts";
 
+const { heap_size_limit } = getHeapStatistics();
 /** Bytes that may wait for all clients together: 1 GiB, or less where V8 could not hold that. */
-export const MAX_WAITING = Math.min(1024 ** 3, Math.floor(getHeapStatistics().heap_size_limit / 4));
+export const MAX_WAITING: number = Math.min(1024 ** 3, Math.floor(heap_size_limit / 4));
 /** Bytes that the runtime is handed for all clients that take it: enough for many fast ones. */
 const MAX_HANDED = 64 * 1024 ** 2;
 /** One client is handed so much of what is left of `MAX_HANDED`: 8 MiB, or less if many wait. */
@@ -21,20 +22,26 @@ const SHORT_TICK = 1;
 const LONG_TICK = 500;
 /** Milliseconds in which a client that reads takes something, even from a busy server. */
 const READ_INTERVAL = 1_000;
+/** Milliseconds in which a handler sends what a message of its client makes it send. */
+const CAUSE_INTERVAL = 2_000;
 /** How much more may wait, as a part of the budget, before one has to go that is not to blame. */
 const TOLERANCE = 1 / 4;
 
 /** The client whose handler runs just now, through every `await` of it. */
-export const currentClient = new AsyncLocalStorage<BudgetClient>();
+export const currentClient: AsyncLocalStorage<BudgetClient> = new AsyncLocalStorage();
 
 /** The memory of a server, and its clock. */
 export class Budget {
+  /** How many bytes may wait. */
+  readonly maxBytes: number;
+  /** Milliseconds in which a client takes something, or answers a Close frame. */
+  timeout: number;
   /** Milliseconds in which something waited, without those in which the process was stopped. */
   clock = 0;
   /** The clients that have not left. */
-  readonly clients = new Set<BudgetClient>();
+  readonly clients: Set<BudgetClient> = new Set();
   /** The messages that wait for them. */
-  readonly messages = new WaitingMessages();
+  readonly messages: WaitingMessages = new WaitingMessages();
   /** The clients for or from which something waits, or which are being closed. */
   readonly #busy = new Set<BudgetClient>();
   /** The clients that have left, and whose handlers may still read what came before. */
@@ -51,11 +58,9 @@ export class Budget {
   #pause = Infinity;
   #timer?: ReturnType<typeof setTimeout>;
 
-  /**
-   * @param maxBytes How much may wait.
-   * @param timeout Milliseconds in which a client takes something, or answers a Close frame.
-   */
-  constructor(readonly maxBytes: number, public timeout: number) {
+  constructor(maxBytes: number, timeout: number) {
+    this.maxBytes = maxBytes;
+    this.timeout = timeout;
     this.#limit = maxBytes;
     this.#maxHanded = Math.min(MAX_HANDED, maxBytes / 4);
   }
@@ -104,7 +109,8 @@ export class Budget {
   /** Makes of what is sent a message that waits for one client more. */
   enqueue(content: Content): WaitingMessage {
     const client = currentClient.getStore();
-    const message = this.messages.keep(content, client?.isCause ? client : undefined);
+    const isCause = client && performance.now() - client.heardAt < CAUSE_INTERVAL;
+    const message = this.messages.keep(content, isCause ? client : undefined);
     this.countClients(message, 1);
     return message;
   }

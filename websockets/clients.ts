@@ -20,21 +20,24 @@ export type Handler = (websocket: Connection, request: Request) => unknown;
 
 /** The clients, and their handlers. */
 export class Clients {
-  readonly all = new Set<Connection>();
+  readonly all: Set<Connection> = new Set();
+  readonly #handler: Handler;
+  readonly #budget: Budget;
+  readonly #options: ConnectionOptions & { log: Log };
   /** How many handlers have not returned. */
   #running = 0;
   #emptied?: PromiseWithResolvers<void>;
 
-  constructor(
-    private readonly handler: Handler,
-    private readonly budget: Budget,
-    private readonly options: ConnectionOptions & { log: Log },
-  ) {}
+  constructor(handler: Handler, budget: Budget, options: ConnectionOptions & { log: Log }) {
+    this.#handler = handler;
+    this.#budget = budget;
+    this.#options = options;
+  }
 
   /** Calls the handler for a client whose connection is open. */
   add(socket: WebSocket, request: Request, remoteAddress: string, subprotocol: string): void {
-    const outbox = new Outbox(socket, this.budget);
-    const client = new Connection(outbox, this.options, remoteAddress, subprotocol);
+    const outbox = new Outbox(socket, this.#budget);
+    const client = new Connection(outbox, this.#options, remoteAddress, subprotocol);
     this.all.add(client);
     this.#running++;
     this.#settle(client, currentClient.run(outbox, () => this.#call(client, request)));
@@ -48,7 +51,7 @@ export class Clients {
     await deadline(this.#emptied.promise, timeout).catch(() => {
       const unread = this.all.size - this.#running;
       const clients = `clients that had not read what was waiting for them: ${unread}`;
-      this.options.log(
+      this.#options.log(
         `Stopped without waiting longer. Handlers that had not returned: ${this.#running}, ${clients}.`,
       );
     });
@@ -57,7 +60,7 @@ export class Clients {
   /** Calls the handler. It is not async, because that would keep the request for as long. */
   #call(client: Connection, request: Request): unknown {
     try {
-      return this.handler(client, request);
+      return this.#handler(client, request);
     } catch (error) {
       return Promise.reject(error);
     }
@@ -72,7 +75,7 @@ export class Clients {
       if (isConnectionClosed(error)) {
         client.close(isSendable(error.code, false) ? error.code : 1011, error.reason);
       } else {
-        this.options.log(`The handler failed: ${describeError(error)}`);
+        this.#options.log(`The handler failed: ${describeError(error)}`);
         client.close(1011, "The server failed to handle this.");
       }
     }

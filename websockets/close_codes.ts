@@ -10,6 +10,8 @@ export interface Close {
   reason: string;
 }
 
+/** Bytes that RFC 6455 section 5.5.1 leaves for the reason in a Close frame. */
+const MAX_REASON = 123;
 /** Close codes (RFC 6455 section 7.4.1 and IANA's registry), as Python names them. */
 const CLOSE_CODES: Record<number, string> = {
   1000: "OK",
@@ -45,7 +47,7 @@ export function isLost({ code }: Close): boolean {
 
 /** Whether a code may be sent. The runtime lets a client send fewer of them than a server. */
 export function isSendable(code: number, isClient: boolean): boolean {
-  const ranges = isClient
+  const ranges: [number, number][] = isClient
     ? [[1000, 1000], [3000, 4999]]
     : [[1000, 1003], [1007, 1014], [3000, 4999]];
   return Number.isInteger(code) && ranges.some(([least, most]) => least <= code && code <= most);
@@ -59,4 +61,11 @@ export function isSendable(code: number, isClient: boolean): boolean {
 export function sendableCode(code: number, isClient: boolean): number {
   if (isSendable(code, isClient)) return code;
   throw new RangeError(`The close code ${code} may not be sent: use 1000, or 3000 to 4999.`);
+}
+
+/** A reason as it fits into a Close frame. */
+export function cutReason(reason: string): string {
+  const text = `${reason}`.toWellFormed();
+  const { read } = new TextEncoder().encodeInto(text, new Uint8Array(MAX_REASON));
+  return text.slice(0, read);
 }

@@ -13,22 +13,25 @@ import { connections } from "./reconnect.ts";
 export const HANDSHAKE_TIMEOUT = 10_000;
 /** Milliseconds that a server gets to answer a Close frame: one that was lost never answers. */
 const CLOSE_TIMEOUT = 2_000;
-/** How to connect. */
+/** How to connect. What is `undefined` is not given. */
 export interface ConnectOptions {
   /** Headers to send with the handshake. */
-  headers?: HeadersInit;
+  headers?: HeadersInit | undefined;
   /** The subprotocols to offer. */
-  subprotocols?: string[];
+  subprotocols?: string[] | undefined;
   /**
    * Milliseconds that the server may take for the handshake, 10,000 unless given. A connection is
    * lost (1006) when the server takes nothing of what it was sent for so long.
    */
-  timeout?: number;
+  timeout?: number | undefined;
   /** Closes the connection, or gives up the handshake, when it aborts. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
   /** Told when a loop over connections has waited for the server for a second. */
-  log?: Log;
+  log?: Log | undefined;
 }
+
+/** Where a server is, or a function that tells it before each attempt. */
+type Target = string | URL | (() => string | URL);
 
 /** A connection that is being made: await it, or loop over it for a client that stays. */
 export type Connecting = Promise<Connection> & AsyncIterable<Connection, undefined>;
@@ -48,47 +51,69 @@ export type Connecting = Promise<Connection> & AsyncIterable<Connection, undefin
  * @throws {DOMException} `SyntaxError` for a URL or a subprotocol that can't be.
  */
 export function connect(
-  url: string | URL | (() => string | URL),
+  url: Target,
   options: ConnectOptions = {},
 ): Connecting {
-  const attempt = async () => await open(typeof url === "function" ? url() : url, options);
+  const attempt = () => open(url, options);
   const first = attempt();
   const loop = () => connections(first, attempt, options);
   return Object.assign(first, { [Symbol.asyncIterator]: loop });
 }
 
-async function open(
-  url: string | URL,
+/**
+ * Connects once. The promise is resolved inside the `open` event, because the runtime may find a bad
+ * frame right behind the first message, and then an answer to that message can't be sent any more.
+ */
+function open(url: Target, options: ConnectOptions): Promise<Connection> {
+  return new Promise((resolve, reject) => {
+    handshake(url, options, resolve).catch(reject);
+  });
+}
+
+/** Makes the handshake, and calls `onOpen` as soon as the connection is open. */
+async function handshake(
+  target: Target,
   { headers, subprotocols = [], timeout = HANDSHAKE_TIMEOUT, signal }: ConnectOptions,
-): Promise<Connection> {
+  onOpen: (websocket: Connection) => void,
+): Promise<void> {
   signal?.throwIfAborted();
-  checkUrl(`${url}`);
-  const socket = new WebSocket(url, { headers, protocols: subprotocols });
+  const url = `${typeof target === "function" ? target() : target}`;
+  checkUrl(url);
+  // The types of browsers know no headers here, and a program may be checked with those.
+  const init = { headers, protocols: subprotocols };
+  const socket: WebSocket = Reflect.construct(WebSocket, [url, init]);
   // A server may send a message, or close, as soon as the handshake is done.
   const outbox = new ClientOutbox(socket, new Budget(Infinity, timeout));
   const options = { maxMessage: Infinity, isClient: true };
   const websocket = new Connection(outbox, options, new URL(url).hostname);
+  // RFC 6455 section 4.1 has the client check this. The runtime takes what was not offered.
+  const isOffered = () => socket.protocol === "" || subprotocols.includes(socket.protocol);
   const opened = new Promise<void>((resolve, reject) => {
-    socket.addEventListener("open", () => resolve());
+    socket.addEventListener("open", () => {
+      resolve();
+      if (!isOffered()) return;
+      closeOnAbort(websocket, signal);
+      onOpen(websocket);
+    });
     socket.addEventListener("error", (event) => reject(new Error((event as ErrorEvent).message)));
   });
   try {
-    await deadline(opened, timeout, { signal });
+    await deadline(opened, timeout, signal && { signal });
   } catch (error) {
     socket.close();
     signal?.throwIfAborted();
-    throw new ConnectionFailed(`${url}`, error as Error);
+    throw new ConnectionFailed(url, error as Error);
   }
-  // RFC 6455 section 4.1 has the client do this. The runtime takes what was not offered.
-  if (socket.protocol && !subprotocols.includes(socket.protocol)) {
-    await websocket.close(1000, "This subprotocol was not offered.");
-    const message = `the server selected the subprotocol ${socket.protocol}, which was not offered`;
-    throw new ConnectionFailed(`${url}`, { name: "Error", message });
-  }
+  if (isOffered()) return;
+  await websocket.close(1000, "This subprotocol was not offered.");
+  const message = `the server selected the subprotocol ${socket.protocol}, which was not offered`;
+  throw new ConnectionFailed(url, { name: "Error", message });
+}
+
+function closeOnAbort(websocket: Connection, signal?: AbortSignal) {
   const abort = () => void websocket.close();
   signal?.addEventListener("abort", abort);
   websocket.closed.then(() => signal?.removeEventListener("abort", abort));
-  return websocket;
 }
 
 /** What a client has to send. A server that takes nothing of it for too long is lost. */

@@ -1,14 +1,11 @@
 // A connection, as a handler and a client see it: what arrives is read with `for await`.
 
-import { type Close, isNormal, sendableCode } from "./close_codes.ts";
+import { type Close, cutReason, isNormal, sendableCode } from "./close_codes.ts";
 import { ConnectionClosed, handled } from "./connection_closed.ts";
 import { Inbox } from "./inbox.ts";
 import type { Log } from "./log.ts";
 import { contentOf, type Message, type Sendable } from "./message.ts";
 import type { Outbox } from "./outbox.ts";
-
-/** Bytes that RFC 6455 section 5.5.1 leaves for the reason in a Close frame. */
-const MAX_REASON = 123;
 
 /** What all connections of a server have in common. */
 export interface ConnectionOptions {
@@ -36,7 +33,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
 
   /** The IP address of the client, or the host of the server. */
   readonly remoteAddress: string;
-  readonly #subprotocol?: string;
+  readonly #subprotocol: string | undefined;
 
   /** @ignore `serve` and `connect` call it. A client learns its subprotocol from the socket. */
   constructor(
@@ -85,8 +82,9 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
    * @throws the reason of `signal`.
    */
   receive({ signal }: { signal?: AbortSignal } = {}): Promise<Message> {
-    if (this.#inbox.isAwaited) return Promise.reject(anotherWaits());
-    return handled(this.#receive(signal));
+    const isMistake = this.#inbox.isAwaited;
+    const received = this.#receive(signal);
+    return isMistake ? received : handled(received);
   }
 
   /**
@@ -96,10 +94,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   [Symbol.asyncIterator](): AsyncIterator<Message, undefined> {
     let read: ReturnType<Inbox["next"]> | undefined;
     return {
-      next: () => {
-        if (this.#inbox.isAwaited) return Promise.reject(anotherWaits());
-        return read = this.#inbox.next();
-      },
+      next: () => read = this.#inbox.next(),
       return: () => {
         this.#inbox.withdraw(read);
         return Promise.resolve({ done: true, value: undefined });
@@ -207,18 +202,8 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   }
 }
 
-function anotherWaits(): Error {
-  return new Error("Another call waits for the next message already: await that one first.");
-}
-
 /** Whether a message has more than `limit` bytes. Text is encoded only where that is in doubt. */
 function isLarger(message: Message, limit: number): boolean {
   if (typeof message !== "string") return message.byteLength > limit;
   return message.length * 3 > limit && new TextEncoder().encode(message).length > limit;
-}
-
-function cutReason(reason: string): string {
-  const text = `${reason}`.toWellFormed();
-  const { read } = new TextEncoder().encodeInto(text, new Uint8Array(MAX_REASON));
-  return text.slice(0, read);
 }

@@ -35,7 +35,7 @@ const KINDS: [pattern: RegExp, kind: FailureKind][] = [
   [/in time/, "timeout"],
 ];
 /** Failures after which another attempt would fail as well. */
-const LASTING: FailureKind[] = ["subprotocol", "host", "certificate", "no TLS", "TLS"];
+const PERMANENT: FailureKind[] = ["subprotocol", "host", "certificate", "no TLS", "TLS"];
 
 /** The connection failed. */
 export class ConnectionFailed extends Error {
@@ -61,7 +61,7 @@ export class ConnectionFailed extends Error {
     const status = this.kind === "status" ? Number(reason.slice(-3)) : undefined;
     if (status !== undefined) this.status = status;
     const isPassingStatus = status === undefined || status === 429 || status >= 500;
-    this.isPassing = isPassingStatus && !LASTING.includes(this.kind);
+    this.isPassing = isPassingStatus && !PERMANENT.includes(this.kind);
   }
 }
 

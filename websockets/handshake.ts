@@ -7,7 +7,7 @@ const LOOPBACK_ORIGIN = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$/;
 export const RETRY_AFTER = { "Retry-After": "1" };
 
 /** An answer that refuses a request, with a line that says why. */
-export function refuse(status: number, text: string, headers?: HeadersInit): Response {
+export function refuse(status: number, text: string, headers: HeadersInit = {}): Response {
   return new Response(`${text}\n`, { status, headers });
 }
 
@@ -34,9 +34,8 @@ export function refuseHandshake({ method, headers }: Request): Response | undefi
     const supported = { "Sec-WebSocket-Version": "13", Upgrade: "websocket" };
     return refuse(426, "This server speaks version 13 of the WebSocket protocol.", supported);
   }
-  if (!/^[A-Za-z0-9+/]{22}==$/.test(headers.get("sec-websocket-key") ?? "")) {
-    return refuse(400, "Sec-WebSocket-Key must be 16 bytes in base64.");
-  }
+  const isKey = /^[A-Za-z0-9+/]{22}==$/.test(headers.get("sec-websocket-key") ?? "");
+  return isKey ? undefined : refuse(400, "Sec-WebSocket-Key must be 16 bytes in base64.");
 }
 
 /** The answer to a request that asks for no WebSocket (RFC 9110 section 15.5.22). */
@@ -78,5 +77,5 @@ export function refuseBody({ headers }: Request, limit: number): Response | unde
   }
   const length = headers.get("content-length") ?? "0";
   if (!/^\d+$/.test(length)) return refuse(400, "Content-Length must be one whole number.");
-  if (Number(length) > limit) return refuse(413, `Larger than ${limit} bytes.`);
+  return Number(length) > limit ? refuse(413, `Larger than ${limit} bytes.`) : undefined;
 }

@@ -10,21 +10,28 @@ export type Read = IteratorResult<Message, undefined>;
 
 const END: Read = { done: true, value: undefined };
 
+/** Told how many bytes more wait to be read; less of them if negative. */
+interface Account {
+  countUnread(bytes: number): void;
+}
+
 /** The messages of one connection, from their arrival until they are read. */
 export class Inbox {
+  readonly #account: Account;
   #arrived: Message[] = [];
   /** What has arrived before that, with the oldest at the end: an array is slow to lose its first. */
   #unread: Message[] = [];
   #bytes = 0;
   /** The read that waits, and what settles it. */
-  #read?: Promise<Read>;
-  #settle?: (read: Read | Promise<never>) => void;
+  #read: Promise<Read> | undefined;
+  #settle: ((read: Read | Promise<never>) => void) | undefined;
   #isEnded = false;
   /** What a read throws at the end. */
-  #loss?: Error;
+  #loss: Error | undefined;
 
-  /** @param account Told how many bytes more wait to be read; less of them if negative. */
-  constructor(readonly account: { countUnread(bytes: number): void }) {}
+  constructor(account: Account) {
+    this.#account = account;
+  }
 
   /** Whether nothing more arrives. */
   get isEnded(): boolean {
@@ -44,8 +51,16 @@ export class Inbox {
     this.#count(bytesOf(message) + UNREAD_COST);
   }
 
-  /** The next message, or the end when all is read that has arrived. */
+  /**
+   * The next message, or the end when all is read that has arrived.
+   *
+   * @throws {Error} if another read waits already.
+   */
   next(): Promise<Read> {
+    if (this.#settle) {
+      const mistake = "Another call waits for the next message already: await that one first.";
+      return Promise.reject(new Error(mistake));
+    }
     const value = this.#take();
     if (value !== undefined) return Promise.resolve({ done: false, value });
     if (this.#loss) return Promise.reject(this.#loss);
@@ -90,6 +105,6 @@ export class Inbox {
 
   #count(bytes: number) {
     this.#bytes += bytes;
-    this.account.countUnread(bytes);
+    this.#account.countUnread(bytes);
   }
 }

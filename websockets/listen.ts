@@ -20,7 +20,7 @@ export type ListenOptions =
 export function listen(
   options: ListenOptions,
   answer: Deno.ServeHandler<Deno.NetAddr>,
-): Deno.HttpServer<Deno.NetAddr>[] {
+): [Deno.HttpServer<Deno.NetAddr>, ...Deno.HttpServer<Deno.NetAddr>[]] {
   for (let attempt = 1;; attempt++) {
     const abandoned = new AbortController();
     const signal = AbortSignal.any([options.signal, abandoned.signal]);

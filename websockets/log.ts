@@ -22,7 +22,7 @@ const HARMFUL =
   /[[\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]--[\t\u200c\u200d\p{Variation_Selector}]]/gv;
 
 /** Shows characters that could harm a terminal or its reader as escapes, and cuts a long text. */
-export function printable(text: string, length = MAX_PRINTED): string {
+export function printable(text: string, length: number = MAX_PRINTED): string {
   const rest = text.length - length;
   const shown = rest > 0 ? `${text.slice(0, length)}… (${rest} more characters)` : text;
   return shown.replace(
@@ -60,7 +60,7 @@ export function limited(print: Log, show: (line: string) => string = printable):
  * being logged, and there is nowhere left to tell it.
  */
 export function unfailing(print: Log): Log {
-  return (line, option) => void Promise.try(print, line, option).catch(() => {});
+  return (...told) => void Promise.try(print, ...told).catch(() => {});
 }
 
 /** A log on standard error, where a line may be an error with its stack. */

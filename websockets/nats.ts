@@ -89,9 +89,15 @@ export class Relay {
     return new Relay(options, await connectNats(url.host, options));
   }
 
-  /** What waits for NATS counts in the budget of this server. Where it is full, nothing is taken. */
-  set server(server: Budget) {
+  /**
+   * Counts what waits for NATS in the budget of a server. Where that is full, nothing is taken from
+   * the other servers.
+   *
+   * @returns The same server.
+   */
+  join<Joined extends Budget>(server: Joined): Joined {
     this.#outgoing.budget = server;
+    return server;
   }
 
   /** The options of a server that takes no message which NATS would not take. */

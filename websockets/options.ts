@@ -4,7 +4,7 @@ import { MAX_WAITING } from "./budget.ts";
 import type { Log } from "./log.ts";
 
 /** Bytes of the largest message: more than most texts, and little enough to hold for many. */
-export const MAX_MESSAGE = 1024 ** 2;
+export const MAX_MESSAGE: number = 1024 ** 2;
 /** Clients at a time: each takes a file descriptor, and 20 KiB even when it is silent. */
 export const MAX_CLIENTS = 10_000;
 /**
@@ -13,7 +13,7 @@ export const MAX_CLIENTS = 10_000;
  */
 export const IDLE_TIMEOUT = 30;
 /** Seconds of 24 days, after which the timers of the runtime end: with more, everybody is dropped. */
-export const MAX_IDLE_TIMEOUT = 24 * 24 * 60 * 60;
+export const MAX_IDLE_TIMEOUT: number = 24 * 24 * 60 * 60;
 
 /** What the runtime knows of a request, such as `remoteAddr`. */
 export type RequestInfo = Deno.ServeHandlerInfo<Deno.NetAddr>;
@@ -24,7 +24,7 @@ export type ProcessRequest = (
   info: RequestInfo,
 ) => Response | undefined | Promise<Response | undefined>;
 
-/** Whom a server lets in, and its limits. */
+/** Whom a server lets in, and its limits. What is `undefined` is not given. */
 export interface AcceptOptions {
   /**
    * Sees every request that keeps the rules, before it is answered, as `process_request` does in
@@ -33,44 +33,47 @@ export interface AcceptOptions {
    * `info.completed` is done when nobody waits for it any longer. The handler gets the same `Request`
    * of a handshake.
    */
-  processRequest?: ProcessRequest | ProcessRequest[];
+  processRequest?: ProcessRequest | ProcessRequest[] | undefined;
   /** Origins that are let in beside loopback: `*` for any, `null` for pages opened from disk. */
-  origins?: string[];
+  origins?: string[] | undefined;
   /** The subprotocols that this server speaks: the first that the client offers too is selected. */
-  subprotocols?: string[];
+  subprotocols?: string[] | undefined;
   /** Bytes of the largest message, 1 MiB unless given. A larger one closes with 1009. */
-  maxMessage?: number;
+  maxMessage?: number | undefined;
   /** Clients at a time, 10,000 unless given. The others get 503. */
-  maxClients?: number;
+  maxClients?: number | undefined;
   /** Bytes that may wait for all clients together, 1 GiB unless given. */
-  maxWaiting?: number;
+  maxWaiting?: number | undefined;
   /** Seconds that a client may be silent, or take nothing; 30 unless given, 0 is for ever. */
-  idleTimeout?: number;
+  idleTimeout?: number | undefined;
   /** Told which clients are refused or dropped, and which errors the handler makes. */
-  log?: Log;
+  log?: Log | undefined;
 }
 
 /** Where a server listens, whom it lets in, and its limits. */
 export interface ServeOptions extends AcceptOptions {
   /** 8000 unless given; 0 is any free one. */
-  port?: number;
+  port?: number | undefined;
   /** `localhost` unless given; `0.0.0.0` is every address of this machine. */
-  hostname?: string;
+  hostname?: string | undefined;
   /** Certificate and private key for wss, in PEM. */
-  cert?: string;
+  cert?: string | undefined;
   /** The private key of `cert`. */
-  key?: string;
+  key?: string | undefined;
   /** Stops the server as `shutdown` does when it aborts. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
+type Limit = "maxMessage" | "maxClients" | "maxWaiting" | "idleTimeout" | "timeout";
+/** What a server keeps to. `timeout` is `idleTimeout` in milliseconds. */
+export type Limits = Record<Limit, number> & Record<"origins" | "subprotocols", string[]>;
+
 /**
- * The options that are given, or else the constants of the same name. `timeout` is `idleTimeout` in
- * milliseconds.
+ * The options that are given, or else the constants of the same name.
  *
  * @throws {RangeError} for a limit that would let everyone in, or nobody.
  */
-export function limitsOf(options: AcceptOptions) {
+export function limitsOf(options: AcceptOptions): Limits {
   const { maxMessage = MAX_MESSAGE, maxClients = MAX_CLIENTS } = options;
   const { maxWaiting = MAX_WAITING, idleTimeout = IDLE_TIMEOUT } = options;
   for (const [name, limit] of Object.entries({ maxMessage, maxClients, maxWaiting })) {

@@ -4,27 +4,23 @@
 import type { Budget } from "./budget.ts";
 import type { Close } from "./close_codes.ts";
 import { handled } from "./connection_closed.ts";
+import { Handed } from "./handed.ts";
 import { bytesOf, type Content } from "./message.ts";
 import type { BudgetClient, WaitingMessage } from "./waiting.ts";
 
-/** Bytes that the runtime takes for a message, beside its content. */
-const HANDED_COST = 1024;
 /** Bytes that the kernel may take for a client that reads nothing. */
 const KERNEL = 8 * 1024 ** 2;
 /** Milliseconds without taking anything after which a client is stuck, whatever its timeout. */
-const PATIENCE = 15_000;
-/** Milliseconds in which a handler sends what a message of its client makes it send. */
-const CAUSE_INTERVAL = 2_000;
+const STUCK_AFTER = 15_000;
 const DONE = Promise.resolve();
 
 /** What waits for one client, in the order in which it was sent. */
 export class Outbox implements BudgetClient {
+  readonly socket: WebSocket;
+  readonly budget: Budget;
   /** What the runtime was not handed yet. */
   queue: WaitingMessage[] = [];
-  /** Bytes that the runtime holds for this client, with what it takes for each message. */
-  handed = 0;
-  /** The same without what it takes for each message, as `bufferedAmount` counts. */
-  #content = 0;
+  readonly #handed: Handed;
   /** Bytes that the client has sent, and its handler has not taken yet. */
   unread = 0;
   /** When the client last took something, on the clock of the budget. */
@@ -35,19 +31,27 @@ export class Outbox implements BudgetClient {
   #queuedThen = 0;
   #isEnded = false;
   /** Done when the runtime was handed all that waits for this client. */
-  #drained?: PromiseWithResolvers<void>;
+  #drained: PromiseWithResolvers<void> | undefined;
   /** What `send` returns when nothing can be sent any more. */
   #refusal?: Promise<never>;
   /** When the client has last sent something, in milliseconds. */
-  #heardAt = -Infinity;
+  heardAt: number = -Infinity;
 
   /** Set as soon as the client is to be closed. It is sent nothing more. */
   closing?: Close;
   /** Told when this side gives the client up: it is dropped, or it does not answer. */
   onLoss?: (close: Close, isDropped: boolean) => void;
 
-  constructor(readonly socket: WebSocket, readonly budget: Budget) {
+  constructor(socket: WebSocket, budget: Budget) {
+    this.socket = socket;
+    this.budget = budget;
+    this.#handed = new Handed(socket, budget);
     budget.clients.add(this);
+  }
+
+  /** Bytes that the runtime holds for this client, with what it takes for each message. */
+  get handed(): number {
+    return this.#handed.bytes;
   }
 
   /** Whether the connection is open as far as the runtime knows, which may not have told its end yet. */
@@ -60,11 +64,6 @@ export class Outbox implements BudgetClient {
     return (this.queue.length > 0 || this.closing !== undefined) && this.isOpen;
   }
 
-  /** Whether what is sent just now is sent because of what the client has just said. */
-  get isCause(): boolean {
-    return performance.now() - this.#heardAt < CAUSE_INTERVAL;
-  }
-
   /** Whether the client has to take something, or to answer a Close frame. */
   get isDue(): boolean {
     if (this.#isEnded) return false;
@@ -74,7 +73,7 @@ export class Outbox implements BudgetClient {
   /** Whether the client has taken nothing for long. */
   get isStuck(): boolean {
     const { clock, timeout } = this.budget;
-    return this.handed > 0 && clock - this.takenAt > Math.min(PATIENCE, timeout / 2);
+    return this.handed > 0 && clock - this.takenAt > Math.min(STUCK_AFTER, timeout / 2);
   }
 
   /** The place in the queue from which on it has taken nothing since; `Infinity` if it reads. */
@@ -113,7 +112,7 @@ export class Outbox implements BudgetClient {
 
   /** Called when the client has sent something: it is there, and may have taken something as well. */
   hear(): void {
-    this.#heardAt = performance.now();
+    this.heardAt = performance.now();
     if (this.isEager) this.handOver();
   }
 
@@ -132,8 +131,7 @@ export class Outbox implements BudgetClient {
     this.closing ??= closing;
     for (const message of this.queue) this.budget.countClients(message, -1);
     this.queue = [];
-    this.budget.count(-this.handed);
-    this.handed = 0;
+    this.#handed.forget();
     this.budget.clients.delete(this);
     this.#isEnded = true;
     this.budget.release(this);
@@ -171,7 +169,7 @@ export class Outbox implements BudgetClient {
       this.budget.countClients(message, -1);
       count++;
     }
-    if (count > 0) this.queue.splice(0, count);
+    this.queue.splice(0, count);
     this.#queuedThen = Math.max(0, this.#queuedThen - count);
     if (this.queue.length === 0) {
       this.#drained?.resolve();
@@ -183,43 +181,30 @@ export class Outbox implements BudgetClient {
     }
   }
 
-  /** Finds out how much the client has taken. An empty message counts as taken at once. */
+  /** Finds out how much the client has taken. */
   measure(): void {
-    if (this.handed === 0) return;
-    const content = this.socket.bufferedAmount;
-    if (content > 0 && content === this.#content) return;
-    // What the runtime takes for each message goes with its content.
-    const handed = content === 0 ? 0 : Math.ceil(this.handed * content / this.#content);
-    // The runtime counts the bytes of a text, and `bytesOf` its characters: it may hold more.
-    if (content < this.#content) {
-      this.takenAt = this.budget.clock;
-      this.#queuedThen = this.queue.length;
-      if (this.queue.length > 0) this.#taken += this.handed - handed;
-    }
-    this.budget.count(handed - this.handed);
-    this.handed = handed;
-    this.#content = content;
+    const taken = this.#handed.measure();
+    if (taken === undefined) return;
+    this.takenAt = this.budget.clock;
+    this.#queuedThen = this.queue.length;
+    if (this.queue.length > 0) this.#taken += taken;
   }
 
   #fits(bytes: number): boolean {
     if (this.budget.hasRoom(this.handed, bytes)) return true;
-    // Nothing tells when an empty message is taken: a loop that awaits `send` leaves its turn here.
-    if (this.handed > 0 && this.#content === 0) return false;
+    // A loop that awaits `send` of empty messages leaves its turn here.
+    if (this.#handed.isEmpty) return false;
     this.measure();
     this.budget.measureAll();
     return this.budget.hasRoom(this.handed, bytes);
   }
 
   #hand(content: Content) {
-    this.socket.send(content);
     if (this.handed === 0) {
       this.budget.schedule(this, false);
       this.takenAt = this.budget.clock;
     }
-    const bytes = bytesOf(content);
-    this.#content += bytes;
-    this.handed += bytes + HANDED_COST;
-    this.budget.countHanded(bytes + HANDED_COST);
+    this.#handed.add(content);
   }
 
   #sendClose() {

@@ -49,7 +49,7 @@ export function askFirst(
     return refuse(500, "The server failed to handle this.");
   };
   try {
-    const asked = askEach(all, 0, body?.request ?? request, info);
+    const asked = askEach(all, body?.request ?? request, info);
     // What is there at once costs a handshake no timer.
     if (asked === undefined || asked instanceof Response) return finish(asked);
     return inTime(asked, completed.resolve, limits, body).then(finish, fail);
@@ -60,31 +60,18 @@ export function askFirst(
 
 const NO_RESPONSE = "`processRequest` must return a Response or undefined.";
 
-/** Asks one after the other, from `first` on, until one answers. */
-function askEach(
-  all: ProcessRequest[],
-  first: number,
-  request: Request,
-  info: RequestInfo,
-): unknown {
-  for (let index = first; index < all.length; index++) {
-    const asked: unknown = all[index](request, info);
-    if (asked instanceof Response) return asked;
-    if (asked === undefined) continue;
-    return askOthers(asked, all, index + 1, request, info);
-  }
+/** Asks one after the other until one answers. */
+function askEach([ask, ...others]: ProcessRequest[], request: Request, info: RequestInfo): unknown {
+  const asked: unknown = ask?.(request, info);
+  if (!ask || asked instanceof Response) return asked;
+  const goOn = () => askEach(others, request, info);
+  return asked === undefined ? goOn() : answerOf(asked, goOn);
 }
 
 /** Waits until one has answered, before the others are asked. */
-async function askOthers(
-  asked: unknown,
-  all: ProcessRequest[],
-  next: number,
-  request: Request,
-  info: RequestInfo,
-): Promise<unknown> {
+async function answerOf(asked: unknown, goOn: () => unknown): Promise<unknown> {
   const answer = await asked;
-  return answer === undefined ? askEach(all, next, request, info) : answer;
+  return answer === undefined ? goOn() : answer;
 }
 
 /** Waits for an answer, or answers in its place when that takes too long or the server stops. */

@@ -12,18 +12,18 @@ const PAUSE = 100;
 /** Milliseconds of a pause at the most: a server that was away for long is found soon. */
 const MAX_PAUSE = 30_000;
 /** Milliseconds that a connection lasts where the server is well, so that pauses are short again. */
-const LASTING = 1_000;
+const LONG_ENOUGH = 1_000;
 /** Milliseconds after which somebody wants to know why nothing happens. */
 const SILENCE = 1_000;
 
 /** How long to try again, and whom to tell. */
 export interface RetryOptions {
   /** Milliseconds for which it is tried again after each loss. */
-  patience?: number;
+  patience?: number | undefined;
   /** Told when the server has been away for a second. */
-  log?: Log;
+  log?: Log | undefined;
   /** Gives up when it aborts. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 /**
@@ -31,16 +31,19 @@ export interface RetryOptions {
  * because otherwise all clients of a server that restarts would return at once.
  */
 export class Pauses {
+  readonly #options: RetryOptions;
   #longest = PAUSE;
   #lostAt = performance.now();
   #isTold = false;
 
-  constructor(private readonly options: RetryOptions) {}
+  constructor(options: RetryOptions) {
+    this.#options = options;
+  }
 
   /** Notes that a connection has ended that was made at this time. */
   lose(openedAt: number): void {
     // A server that closes each connection at once is not asked more often than one that is away.
-    if (performance.now() - openedAt < LASTING) return;
+    if (performance.now() - openedAt < LONG_ENOUGH) return;
     this.#lostAt = performance.now();
     this.#longest = PAUSE;
     this.#isTold = false;
@@ -48,12 +51,12 @@ export class Pauses {
 
   /** Waits until the next attempt is due, or throws `error` if that was tried for long enough. */
   async wait(error?: Error): Promise<void> {
-    const { patience = Infinity, signal } = this.options;
+    const { patience = Infinity, signal } = this.#options;
     const lasted = performance.now() - this.#lostAt;
     if (error && lasted >= patience) throw error;
     const timer = setTimeout(() => this.#tell(error), Math.max(SILENCE - lasted, 0));
     try {
-      await delay(Math.random() * this.#longest, { signal });
+      await delay(Math.random() * this.#longest, signal && { signal });
     } finally {
       clearTimeout(timer);
     }
@@ -63,7 +66,7 @@ export class Pauses {
   #tell(error?: Error) {
     if (this.#isTold) return;
     this.#isTold = true;
-    const { log = () => {} } = this.options;
+    const { log = () => {} } = this.#options;
     unfailing(log)(`${error?.message ?? "The server closes each connection at once"}: waiting.`);
   }
 }
@@ -93,10 +96,14 @@ export async function* connections(
   for (let attempt = first;; attempt = next()) {
     let failure: Error | undefined;
     try {
-      await using websocket = await attempt;
+      const websocket = await attempt;
       wasThere = true;
       const openedAt = performance.now();
-      yield websocket;
+      try {
+        yield websocket;
+      } finally {
+        await websocket.close();
+      }
       pauses.lose(openedAt);
     } catch (error) {
       if (!mayPass(error, wasThere)) throw error;

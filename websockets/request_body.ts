@@ -16,12 +16,14 @@ export class Body {
   readonly request: Request;
   /** Settles only if the body is too large. */
   readonly refused: Promise<Response>;
-  progressAt = performance.now();
+  progressAt: number = performance.now();
+  readonly #limits: BodyLimits;
   #arrived = 0;
   #isComplete = false;
   #isFree = false;
 
-  constructor(request: Request, private readonly limits: BodyLimits) {
+  constructor(request: Request, limits: BodyLimits) {
+    this.#limits = limits;
     const { promise, resolve } = Promise.withResolvers<Response>();
     this.refused = promise;
     const { maxBody } = limits;
@@ -38,7 +40,8 @@ export class Body {
       },
     });
     const { url, method, headers } = request;
-    this.request = new Request(url, { method, headers, body: request.body?.pipeThrough(counting) });
+    const body = request.body?.pipeThrough(counting) ?? null;
+    this.request = new Request(url, { method, headers, body });
   }
 
   /** Whether somebody reads it, and there is more to come. */
@@ -49,12 +52,12 @@ export class Body {
   /** Counts it no more. */
   free(): void {
     this.#isFree = true;
-    this.limits.count(-this.#arrived);
+    this.#limits.count(-this.#arrived);
   }
 
   #count(bytes: number) {
     if (this.#isFree) return;
     this.#arrived += bytes;
-    this.limits.count(bytes);
+    this.#limits.count(bytes);
   }
 }

@@ -27,10 +27,14 @@ export class Server extends Acceptor {
   /** @ignore `serve` calls it. */
   constructor(handler: Handler, options: ServeOptions) {
     super(handler, options);
-    const { hostname = "localhost", port, cert, key } = options;
+    const { hostname = "localhost", port = 8000, cert, key } = options;
+    const tls = cert !== undefined && key !== undefined ? { cert, key } : undefined;
     const { signal } = this.#abort;
     try {
-      const servers = listen({ hostname, port, cert, key, signal, onListen() {} }, this.answer);
+      if (!tls && (cert ?? key) !== undefined) {
+        throw new TypeError("`cert` and `key` need each other.");
+      }
+      const servers = listen({ hostname, port, ...tls, signal, onListen() {} }, this.answer);
       this.addr = servers[0].addr;
       this.finished = Promise.all(servers.map((server) => server.finished)).then(() => {});
     } catch (error) {

@@ -15,7 +15,7 @@ export interface WaitingMessage {
   /** For how many clients it waits. */
   clients: number;
   /** The client because of which it waits; none for what no client has made a handler send. */
-  cause?: Holder;
+  cause: Holder | undefined;
 }
 
 /** A client, with what it makes the server hold. */
@@ -46,8 +46,8 @@ export interface BudgetClient extends Holder {
   readonly isEager: boolean;
   /** Whether it has to take something, or to answer a Close frame. */
   readonly isDue: boolean;
-  /** Whether what is sent just now is sent because of what it has just said. */
-  readonly isCause: boolean;
+  /** When it has last sent something, in milliseconds. */
+  readonly heardAt: number;
   /** Finds out how much it has taken. */
   measure(): void;
   /** Hands over what comes next, as far as there is room for it. */
@@ -65,8 +65,8 @@ export function costOf({ bytes, clients }: WaitingMessage): number {
 
 /** Makes messages that wait, and hands them out again. */
 export class WaitingMessages {
-  #last?: { content: Content; message: WaitingMessage };
-  #decoded?: { text: string; message: WaitingMessage };
+  #last: { content: Content; message: WaitingMessage } | undefined;
+  #decoded: { text: string; message: WaitingMessage } | undefined;
 
   /** What is sent, as a message that waits: the same one for all to whom it is sent in a row. */
   keep(content: Content, cause?: Holder): WaitingMessage {

@@ -9,7 +9,7 @@ import { advise } from "../script/advice.ts";
 import { describeFlags, parseFlags, usageError } from "../script/flags.ts";
 import { interruption, runScript } from "../script/run.ts";
 import { interact } from "./interact.ts";
-import type { Separator } from "./messages.ts";
+import type { Separator } from "./input_output.ts";
 import { pipe } from "./pipe.ts";
 
 /** A header as RFC 9110 section 5.5 allows it, such as `Name: value`. */
@@ -26,7 +26,7 @@ const SET_BY_DENO =
 export function parseHeaders(lines: string[]): Headers {
   const headers = new Headers();
   for (const line of lines) {
-    const [, name, value] = line.match(HEADER) ?? [];
+    const [, name, value = ""] = line.match(HEADER) ?? [];
     if (name === undefined || SET_BY_DENO.test(name)) {
       throw usageError("--header takes 'Name: value', but not Host, User-Agent and the like.");
     }
@@ -37,21 +37,21 @@ export function parseHeaders(lines: string[]): Headers {
   return headers;
 }
 
-const TERMINAL = { "no-reconnect": "end when the connection is lost" } as const;
+const TERMINAL = { "no-reconnect": "end when the connection is lost" };
 const PIPE = {
   "null": "each message ends with NUL in place of a newline",
   "binary": "send bytes as they are read, print binary as it is",
   "wait SECONDS": "stay so long after the last answer (1)",
-} as const;
+};
 const CONNECTION = {
   "timeout SECONDS": `how long the server may take to answer (${HANDSHAKE_TIMEOUT / 1000})`,
   "header HEADER...": "such as 'Name: value', may be given many times",
   "origin ORIGIN": "header that browsers send, such as https://a.example",
   "subprotocol NAME...": "subprotocol to offer, may be given many times",
   "help": "print this",
-} as const;
+};
 
-export const USAGE = `Usage: deno run --allow-net websockets [flags] [URL]
+export const USAGE: string = `Usage: deno run --allow-net websockets [flags] [URL]
   URL  server (localhost:9999), or wss://user:password@host
 
 At a terminal it sends each line that is typed, and shows what arrives.

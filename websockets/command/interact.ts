@@ -4,7 +4,7 @@ import { delay } from "@std/async";
 import { type Close, isLost } from "../close_codes.ts";
 import { connect, type ConnectOptions } from "../connect.ts";
 import type { Connection } from "../connection.ts";
-import { describeEnd, describeOpen, ignoreEnd, show } from "./messages.ts";
+import { describeEnd, describeOpen, ignoreEnd, show } from "./input_output.ts";
 import { Terminal } from "./terminal.ts";
 
 /** Milliseconds of messages that are shown before keys are read: nobody notices them. */

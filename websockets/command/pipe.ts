@@ -10,7 +10,7 @@ import {
   printMessage,
   readMessages,
   type Separator,
-} from "./messages.ts";
+} from "./input_output.ts";
 
 /** Milliseconds between two looks at what has arrived. */
 const LOOK = 10;

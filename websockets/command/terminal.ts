@@ -21,7 +21,7 @@ export class Terminal {
   #begun = "";
 
   /** Aborts when the user leaves, and when `close` was called. */
-  readonly left = this.#left.signal;
+  readonly left: AbortSignal = this.#left.signal;
 
   /**
    * @param signal Ends the prompt when it aborts.

@@ -6,11 +6,11 @@ import type { Log } from "../log.ts";
 import type { Server } from "../serve.ts";
 
 /** Bytes that may wait for NATS. With more, handlers wait; while NATS is away, more is lost. */
-const MAX_WAITING = 4 * 1024 ** 2;
+const MAX_OUTGOING = 4 * 1024 ** 2;
 /** Bytes that NATS is to confirm at once: a ping waits no longer than they take. */
 const BATCH = 1024 ** 2;
 /** Bytes that a message takes while it waits, beside its content. */
-const MESSAGE_COST = 128;
+const QUEUED_COST = 128;
 
 /** Where what waits for NATS counts as well: the server whose clients have said it. */
 export type Budget = Pick<Server, "isFull" | "countWaiting">;
@@ -18,6 +18,8 @@ export type Budget = Pick<Server, "isFull" | "countWaiting">;
 /** What waits for NATS. */
 export class Outgoing {
   budget?: Budget;
+  #nats: NatsConnection;
+  readonly #log: Log;
   /** Nobody waits for one of these messages when it is `done`. */
   #waiting: { subject: string; bytes: Uint8Array; done(): void }[] = [];
   #waitingBytes = 0;
@@ -27,11 +29,14 @@ export class Outgoing {
   /** When the other servers have had the time to come back, too. */
   #settledAt = 0;
 
-  constructor(private nats: NatsConnection, private readonly log: Log) {}
+  constructor(nats: NatsConnection, log: Log) {
+    this.#nats = nats;
+    this.#log = log;
+  }
 
   /** Bytes of the largest message that NATS takes. */
   get maxMessage(): number {
-    const { max_payload = Infinity } = this.nats.info ?? {};
+    const { max_payload = Infinity } = this.#nats.info ?? {};
     return max_payload > 0 ? max_payload : Infinity;
   }
 
@@ -41,9 +46,9 @@ export class Outgoing {
 
   /** Sends a message after all others. Where much waits, this waits for NATS. */
   async publish(subject: string, bytes: Uint8Array): Promise<void> {
-    const size = bytes.length + MESSAGE_COST;
-    const isMuch = this.#waitingBytes + size > MAX_WAITING || this.budget?.isFull === true;
-    const isAway = this.nats.isClosed() || this.#pause > 0;
+    const size = bytes.length + QUEUED_COST;
+    const isMuch = this.#waitingBytes + size > MAX_OUTGOING || this.budget?.isFull === true;
+    const isAway = this.#nats.isClosed() || this.#pause > 0;
     // A message that is larger than all that may wait is let through where nothing waits.
     if (isAway && isMuch && this.#waiting.length > 0) return void this.#lost++;
     const { promise, resolve } = Promise.withResolvers<void>();
@@ -56,7 +61,7 @@ export class Outgoing {
 
   /** Goes on when NATS is back, after `pause` milliseconds. */
   resume(nats: NatsConnection, pause: number): void {
-    this.nats = nats;
+    this.#nats = nats;
     this.#settledAt = performance.now() + pause;
     this.#publishSoon();
   }
@@ -77,18 +82,20 @@ export class Outgoing {
   }
 
   async #publishWaiting() {
-    while (!this.nats.isClosed() && this.#waiting.length > 0) {
+    while (!this.#nats.isClosed() && this.#waiting.length > 0) {
       if (this.#pause > 0) await delay(this.#pause);
       else await this.#publishBatch();
     }
     for (const { done } of this.#waiting) done();
-    if (!this.nats.isClosed()) this.#report();
+    if (!this.#nats.isClosed()) this.#report();
   }
 
   async #publishBatch() {
     let [count, size] = [0, 0];
-    while (size < BATCH && count < this.#waiting.length) {
-      size += this.#waiting[count++].bytes.length + MESSAGE_COST;
+    for (const { bytes } of this.#waiting) {
+      if (size >= BATCH) break;
+      size += bytes.length + QUEUED_COST;
+      count++;
     }
     const taken = this.#waiting.splice(0, count);
     // NATS may take only smaller messages since it is back.
@@ -96,8 +103,8 @@ export class Outgoing {
     // All of it counts as lost until NATS has confirmed it.
     this.#lost += count;
     try {
-      for (const { subject, bytes } of batch) this.nats.publish(subject, bytes);
-      await this.nats.flush();
+      for (const { subject, bytes } of batch) this.#nats.publish(subject, bytes);
+      await this.#nats.flush();
       this.#lost -= batch.length;
     } catch {
       // NATS is away again, and some of the messages may have arrived.
@@ -107,7 +114,7 @@ export class Outgoing {
   }
 
   #report() {
-    if (this.#lost > 0) this.log(`Messages not relayed to the other servers: ${this.#lost}.`);
+    if (this.#lost > 0) this.#log(`Messages not relayed to the other servers: ${this.#lost}.`);
     this.#lost = 0;
   }
 

@@ -94,7 +94,7 @@ export class SocketTransport implements Transport {
   /** Closes the connection, and tells nats.js, which does not know of the end yet. */
   #end(reason?: Error) {
     if (this.isClosed) return;
-    this.closeError = reason;
+    if (reason) this.closeError = reason;
     this.discard();
     this.#ended.resolve();
   }

@@ -72,6 +72,7 @@ async function findRedirect(url: string): Promise<string | undefined> {
     return `connect to ${withoutSecrets(target)}`;
   } catch {
     // What is known already is told.
+    return undefined;
   }
 }
 

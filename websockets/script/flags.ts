@@ -32,9 +32,10 @@ export function usageError(message: string): Error {
 
 /** Lines that say what each flag is for. */
 export function describeFlags(flags: Flags): string {
-  const shown = Object.entries(flags).map(([flag, purpose]) => [flag.replace("...", ""), purpose]);
-  const width = Math.max(...shown.map(([flag]) => flag.length));
-  return shown.map(([flag, purpose]) => `  --${flag.padEnd(width)}  ${purpose}`).join("\n");
+  const shown = (flag: string) => flag.replace("...", "");
+  const width = Math.max(...Object.keys(flags).map((flag) => shown(flag).length));
+  const row = ([flag, purpose]: [string, string]) => `  --${shown(flag).padEnd(width)}  ${purpose}`;
+  return Object.entries(flags).map(row).join("\n");
 }
 
 /**
@@ -46,10 +47,10 @@ export function describeFlags(flags: Flags): string {
 export function parseFlags<Described extends Flags>(
   flags: Described,
   allowPositionals = false,
-  args = Deno.args,
-) {
+  args: string[] = Deno.args,
+): { values: FlagValues<Described>; positionals: string[] } {
   const kinds = Object.keys(flags).map((flag) => {
-    const [, name, kind, more] = flag.match(/^([\w-]+)(?: ([A-Z:' ]+?))?(\.\.\.)?$/) ?? [];
+    const [, name = flag, kind, more] = flag.match(/^([\w-]+)(?: ([A-Z:' ]+?))?(\.\.\.)?$/) ?? [];
     return { name, kind, multiple: more !== undefined };
   });
   const options = Object.fromEntries(kinds.map(({ name, kind, multiple }) => {

@@ -26,7 +26,7 @@ export const SERVER_FLAGS = {
   "idle-timeout SECONDS": `how long a client may be silent, or take nothing (${IDLE_TIMEOUT})`,
   "stop-timeout SECONDS": `how long a stop waits for the clients (${SHUTDOWN_TIMEOUT / 1000})`,
   "quiet": "do not print messages",
-} as const;
+};
 
 /** What a script says of its server. */
 export interface RunServerOptions<Own extends Flags> extends ServeOptions {
@@ -37,6 +37,9 @@ export interface RunServerOptions<Own extends Flags> extends ServeOptions {
   /** Called when all clients have left, before the process ends. */
   release?(): unknown;
 }
+
+/** The options for `serve`, which always say where it listens. */
+type Settings = ServeOptions & { hostname: string; port: number };
 
 /**
  * Runs a server as the flags say until SIGINT or SIGTERM. Then nobody is let in any more, every
@@ -52,11 +55,11 @@ export async function runServer<const Own extends Flags>(
   options: RunServerOptions<Own>,
   start: (options: ServeOptions, flags: FlagValues<Own>) => Server | Promise<Server>,
 ): Promise<void> {
-  const { flags = {} as Own, release, page, ...given } = options;
+  const { flags = {} as Own, port = 8000, release, page, ...given } = options;
   const all = { ...flags, ...SERVER_FLAGS };
   await runScript(usageOf(all), async () => {
     const values = parseFlags(all).values as FlagValues<Own> & FlagValues<typeof SERVER_FLAGS>;
-    const settings = withFlags({ port: 8000, ...given }, page, values);
+    const settings = withFlags({ port, ...given }, page, values);
     const server = await startOn(settings, () => start(settings, values));
     stopOnSignals(server, (values["stop-timeout"] ?? SHUTDOWN_TIMEOUT / 1000) * 1000, release);
     tellAddress(name, server, settings, page !== undefined);
@@ -72,8 +75,9 @@ export function withFlags(
   given: ServeOptions & { port: number },
   page: string | undefined,
   values: FlagValues<typeof SERVER_FLAGS>,
-) {
+): Settings {
   const { cert, key, origin = [], "token-file": tokenFile } = values;
+  const { hostname = "localhost", processRequest = [] } = given;
   if ((cert === undefined) !== (key === undefined)) {
     throw usageError("--cert and --key need each other.");
   }
@@ -83,7 +87,6 @@ export function withFlags(
     throw usageError(`--origin takes ${origins}, not "${wrong}".`);
   }
   if (values.quiet) silence();
-  const { hostname = "localhost", processRequest = [] } = given;
   return {
     ...given,
     hostname: (values.host ?? hostname).replace(/^\[(.*)\]$/, "$1"),
@@ -113,10 +116,7 @@ const logWithFlags: Log = (line, option) => {
   errorLog(flag ? `${line} See --${flag}.` : line);
 };
 
-async function startOn(
-  { port }: { port: number },
-  start: () => Server | Promise<Server>,
-): Promise<Server> {
+async function startOn({ port }: Settings, start: () => Server | Promise<Server>): Promise<Server> {
   try {
     return await start();
   } catch (error) {
@@ -150,7 +150,7 @@ function stopOnSignals(server: Server, timeout: number, release?: () => unknown)
 function tellAddress(
   name: string,
   { addr }: Server,
-  { hostname, cert }: { hostname: string; cert?: string },
+  { hostname, cert }: Settings,
   hasPage: boolean,
 ) {
   // 0.0.0.0 and :: stand for all addresses of this machine, and nobody can connect to them.

@@ -93,3 +93,11 @@ test({ needs: "net" }, "a body that goes on after its answer makes nothing wait"
   await client.write("0123456789");
   assertEquals([await heard.next(), server.waiting], ["0123456789", 0]);
 });
+
+test({ needs: "net" }, "a body whose answer is no Response makes nothing wait", async () => {
+  const processRequest = async (request: Request) => await request.text() as unknown as Response;
+  await using server = serve(() => {}, { port: 0, processRequest, log: () => {} });
+  using client = await RawClient.open(server.addr.port, POST + "0123456789");
+  assertMatch(await client.head(), /^HTTP\/1\.1 500 /);
+  assertEquals(server.waiting, 0);
+});

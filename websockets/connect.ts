@@ -30,9 +30,6 @@ export interface ConnectOptions {
   log?: Log | undefined;
 }
 
-/** Where a server is, or a function that tells it before each attempt. */
-type Target = string | URL | (() => string | URL);
-
 /** A connection that is being made: await it, or loop over it for a client that stays. */
 export type Connecting = Promise<Connection> & AsyncIterable<Connection, undefined>;
 
@@ -51,10 +48,11 @@ export type Connecting = Promise<Connection> & AsyncIterable<Connection, undefin
  * @throws {DOMException} `SyntaxError` for a URL or a subprotocol that can't be.
  */
 export function connect(
-  url: Target,
+  url: string | URL | (() => string | URL),
   options: ConnectOptions = {},
 ): Connecting {
-  const attempt = () => open(url, options);
+  const locate = () => typeof url === "function" ? url() : url;
+  const attempt = () => open(locate, options);
   const first = attempt();
   const loop = () => connections(first, attempt, options);
   return Object.assign(first, { [Symbol.asyncIterator]: loop });
@@ -64,20 +62,20 @@ export function connect(
  * Connects once. The promise is resolved inside the `open` event, because the runtime may find a bad
  * frame right behind the first message, and then an answer to that message can't be sent any more.
  */
-function open(url: Target, options: ConnectOptions): Promise<Connection> {
+function open(locate: () => string | URL, options: ConnectOptions): Promise<Connection> {
   return new Promise((resolve, reject) => {
-    handshake(url, options, resolve).catch(reject);
+    handshake(locate, options, resolve).catch(reject);
   });
 }
 
 /** Makes the handshake, and calls `onOpen` as soon as the connection is open. */
 async function handshake(
-  target: Target,
+  locate: () => string | URL,
   { headers, subprotocols = [], timeout = HANDSHAKE_TIMEOUT, signal }: ConnectOptions,
   onOpen: (websocket: Connection) => void,
 ): Promise<void> {
   signal?.throwIfAborted();
-  const url = `${typeof target === "function" ? target() : target}`;
+  const url = `${locate()}`;
   checkUrl(url);
   // The types of browsers know no headers here, and a program may be checked with those.
   const init = { headers, protocols: subprotocols };

@@ -11,7 +11,7 @@ export type { Close } from "./close_codes.ts";
 export { connect, type Connecting, type ConnectOptions } from "./connect.ts";
 export type { Connection } from "./connection.ts";
 export { ConnectionClosed } from "./connection_closed.ts";
-export { ConnectionFailed } from "./failures.ts";
+export { ConnectionFailed, type FailureKind } from "./failures.ts";
 export { isHandshake } from "./handshake.ts";
 export type { Log } from "./log.ts";
 export type { Message, Sendable } from "./message.ts";

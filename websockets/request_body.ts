@@ -53,6 +53,7 @@ export class Body {
   free(): void {
     this.#isFree = true;
     this.#limits.count(-this.#arrived);
+    this.#arrived = 0;
   }
 
   #count(bytes: number) {

@@ -290,14 +290,14 @@ test(
         read.put(message);
         if (message !== "go") continue;
         for (let count = 0; count < 3; count++) websocket.send(`${count}`);
-        websocket.close(4000);
+        websocket.close();
       }
     });
     using client = await RawClient.upgraded(server.port);
     const frames = [frame(TEXT, "go"), frame(TEXT, "not read")];
     await client.write(new Uint8Array(frames.flatMap((each) => [...each])));
-    assertEquals((await client.readClose()).code, 4000);
-    await client.write(frame(8, new Uint8Array([0x0f, 0xa0])));
+    assertEquals((await client.readClose()).code, 1000);
+    await client.write(frame(8, new Uint8Array([0x03, 0xe8])));
 
     const websocket = await connect(server.url);
     websocket.send("go");

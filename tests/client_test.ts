@@ -28,7 +28,9 @@ test({ needs: "run" }, "a server restarted in the middle costs a pause and no ro
   first.kill("SIGKILL");
   await first.end();
   await using _second = await Script.server("server.ts", "--port", port, "--quiet");
-  assertEquals([await client.end(), client.errors.all], [0, []]);
+  // A restart that takes longer than a second is told.
+  const mistakes = () => client.errors.all.filter((line) => !line.endsWith(": waiting."));
+  assertEquals([await client.end(), mistakes()], [0, []]);
   assertEquals(client.lines.all.length, 40);
 });
 
@@ -46,7 +48,9 @@ test(
       await connection.write(new Uint8Array([0x81, 2, 72, 105, 0x88, 2, 0x03, 0xe8]));
       while (await connection.read(new Uint8Array(4_096)).catch(() => null) !== null);
     }
-    assertEquals([await client.end(), client.errors.all], [0, []]);
+    // On a busy machine, it takes longer than a second until it is let in, which is told.
+    const mistakes = () => client.errors.all.filter((line) => !line.endsWith(": waiting."));
+    assertEquals([await client.end(), mistakes()], [0, []]);
     assertEquals(client.lines.all, Array(8).fill("Hi"));
   },
 );

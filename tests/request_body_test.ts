@@ -93,3 +93,13 @@ test({ needs: "net" }, "a body that goes on after its answer makes nothing wait"
   await client.write("0123456789");
   assertEquals([await heard.next(), server.waiting], ["0123456789", 0]);
 });
+
+test({ needs: "net" }, "a body that is read for a wrong answer is counted once", async () => {
+  const processRequest = async (request: Request) => {
+    await request.bytes();
+    // What the types forbid, JavaScript does.
+    return null as unknown as undefined;
+  };
+  await using server = serve(() => {}, { port: 0, processRequest, log: () => {} });
+  assertEquals([await push(server, 2), server.waiting], [500, 0]);
+});

@@ -188,6 +188,8 @@ export class Acceptor implements AsyncDisposable {
     this.#stopping.abort();
     await this.#clients.close(timeout);
     while (this.#pending > 0) await delay(1);
+    // The runtime sends the last answer after this turn of its event loop.
+    await delay(1);
     clearInterval(this.#closingCheck);
     this.#stopOverlooking();
   }

@@ -32,19 +32,20 @@ export function askFirst(
   const body = mayHaveBody(request) ? new Body(request, limits) : undefined;
   const completed = Promise.withResolvers<void>();
   const info = { remoteAddr, completed: completed.promise };
-  const finish = (answer: unknown) => {
+  const end = () => {
     completed.resolve();
     body?.free();
-    if (answer === undefined) return;
-    if (!(answer instanceof Response)) return fail(new TypeError(NO_RESPONSE));
-    if (answer.status >= 400 && (body || isHandshake(request))) {
+  };
+  const finish = (answer: unknown) => {
+    if (answer !== undefined && !(answer instanceof Response)) throw new TypeError(NO_RESPONSE);
+    end();
+    if (answer && answer.status >= 400 && (body || isHandshake(request))) {
       log(`Refused a client with ${answer.status}.`);
     }
     return answer;
   };
   const fail = (error: unknown) => {
-    completed.resolve();
-    body?.free();
+    end();
     log(`\`processRequest\` failed: ${describeError(error)}`);
     return refuse(500, "The server failed to handle this.");
   };
@@ -52,7 +53,7 @@ export function askFirst(
     const asked = askEach(all, body?.request ?? request, info);
     // What is there at once costs a handshake no timer.
     if (asked === undefined || asked instanceof Response) return finish(asked);
-    return inTime(asked, completed.resolve, limits, body).then(finish, fail);
+    return inTime(asked, completed.resolve, limits, body).then(finish).catch(fail);
   } catch (error) {
     return fail(error);
   }
@@ -103,6 +104,8 @@ async function inTime(
   };
   tick();
   stopping.addEventListener("abort", giveUp);
+  // `processRequest` itself may have stopped the server.
+  if (stopping.aborted) giveUp();
   try {
     return await Promise.race([asked, late.promise, ...body ? [body.refused] : []]);
   } finally {

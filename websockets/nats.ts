@@ -96,7 +96,7 @@ export class Relay {
    * @returns The same server.
    */
   join<Joined extends Budget>(server: Joined): Joined {
-    this.#outgoing.budget = server;
+    this.#outgoing.countIn(server);
     return server;
   }
 
@@ -165,7 +165,7 @@ export class Relay {
   #receive(name: string, subject: string, data: Uint8Array) {
     const isText = subject.endsWith(".text");
     if (!isText && !subject.endsWith(".binary")) return;
-    if (this.#outgoing.budget?.isFull) return void this.#leaveOut();
+    if (this.#outgoing.isFull) return void this.#leaveOut();
     // It is a copy, so that a handler may keep it without all that was read beside it.
     const message = isText ? this.#decoder.decode(data) : new Uint8Array(data).buffer;
     try {

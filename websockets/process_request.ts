@@ -32,7 +32,9 @@ export function askFirst(
   const body = mayHaveBody(request) ? new Body(request, limits) : undefined;
   const completed = Promise.withResolvers<void>();
   const info = { remoteAddr, completed: completed.promise };
+  let isEnded = false;
   const end = () => {
+    isEnded = true;
     completed.resolve();
     body?.free();
   };
@@ -50,7 +52,10 @@ export function askFirst(
     return refuse(500, "The server failed to handle this.");
   };
   try {
-    const asked = askEach(all, body?.request ?? request, info);
+    // When one has taken too long, the request is refused, and the others must not act on it.
+    const ask = (processRequest: ProcessRequest) =>
+      isEnded ? undefined : processRequest(body?.request ?? request, info);
+    const asked = askEach(all, ask);
     // What is there at once costs a handshake no timer.
     if (asked === undefined || asked instanceof Response) return finish(asked);
     return inTime(asked, completed.resolve, limits, body).then(finish).catch(fail);
@@ -62,10 +67,14 @@ export function askFirst(
 const NO_RESPONSE = "`processRequest` must return a Response or undefined.";
 
 /** Asks one after the other until one answers. */
-function askEach([ask, ...others]: ProcessRequest[], request: Request, info: RequestInfo): unknown {
-  const asked: unknown = ask?.(request, info);
-  if (!ask || asked instanceof Response) return asked;
-  const goOn = () => askEach(others, request, info);
+function askEach(
+  [first, ...others]: ProcessRequest[],
+  ask: (processRequest: ProcessRequest) => unknown,
+): unknown {
+  if (!first) return;
+  const asked = ask(first);
+  if (asked instanceof Response) return asked;
+  const goOn = () => askEach(others, ask);
   return asked === undefined ? goOn() : answerOf(asked, goOn);
 }
 

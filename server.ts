@@ -14,7 +14,7 @@ export async function handler(websocket: Connection): Promise<void> {
 }
 
 /** The article's first handler: it answers one message, and then the connection is closed. */
-export async function handleOnce(websocket: Connection): Promise<void> {
+async function handleOnce(websocket: Connection): Promise<void> {
   await answer(websocket, await websocket.receive());
 }
 

@@ -1067,6 +1067,21 @@ natsTest("what still waits when an instance stops is published before", async (b
   assertEquals(here.lines.all, []);
 });
 
+natsTest("what waits counts from `join` until the relay is closed", async (broker) => {
+  await using relay = await startRelay(broker.url, SPEAKER);
+  await broker.stop();
+  await heard(relay.lines, LOST);
+  await using server = serve(() => {}, { port: 0, log: () => {} });
+  relay.publish("", "before");
+  relay.join(server);
+  const before = server.waiting;
+  assertLessOrEqual("before".length, before);
+  relay.publish("", "after!");
+  assertEquals(server.waiting, 2 * before);
+  await relay.close();
+  assertEquals([await lostBy(relay), server.waiting], [2, 0]);
+});
+
 natsTest("an instance that stops just after NATS is back publishes all as well", async (broker) => {
   await using here = await startRelay(broker.url, SPEAKER);
   await using there = await startRelay(broker.url);

@@ -83,6 +83,23 @@ test(
   },
 );
 
+test({ needs: "net" }, "who comes after one that is late is not asked", async () => {
+  const gate = Promise.withResolvers<undefined>();
+  let isAsked = false;
+  const next = () => {
+    isAsked = true;
+    return undefined;
+  };
+  await using server = startServer(() => {}, {
+    idleTimeout: 0.1,
+    processRequest: [() => gate.promise, next],
+  });
+  assertEquals((await ask(server.port, GET)).status, 503);
+  gate.resolve(undefined);
+  await delay(0);
+  assert(!isAsked);
+});
+
 Deno.test("what all answer at once is there at once, without a promise", async () => {
   const info: RequestInfo = {
     remoteAddr: { transport: "tcp", hostname: "127.0.0.1", port: 1 },

@@ -813,6 +813,31 @@ test({ needs: "net" }, "The server stops: `signal` stops it as `shutdown` does",
   await within(aborted.finished, "a server that may not start");
 });
 
+test({ needs: "net" }, "The server stops: who waits for `processRequest` gets 503", async () => {
+  const asked = Promise.withResolvers<void>();
+  const answer = Promise.withResolvers<Response>();
+  const processRequest = () => {
+    asked.resolve();
+    return answer.promise;
+  };
+  const server = serve(() => {}, { port: 0, processRequest });
+  const asking = ask(server.addr.port, plain("GET /"));
+  await within(asked.promise, "the request");
+  await within(server.shutdown(), "the server to stop");
+  assertEquals((await asking).status, 503);
+});
+
+test({ needs: "net" }, "The server stops: `processRequest` may stop it", async () => {
+  const processRequest = async () => {
+    await server.shutdown();
+    return new Response("stopped");
+  };
+  const server = serve(() => {}, { port: 0, processRequest, idleTimeout: 0 });
+  const { status } = await ask(server.addr.port, plain("GET /"));
+  assertEquals(status, 503);
+  await within(server.finished, "the server to stop");
+});
+
 test({ needs: "net" }, "two servers in one process know nothing of each other", async () => {
   const naming = (name: string): Handler => async (websocket, request) => {
     if (pathOf(request) === "/large") websocket.send(new Uint8Array(20_000_000));

@@ -187,7 +187,10 @@ export class Acceptor implements AsyncDisposable {
   async #stop(timeout: number) {
     this.#stopping.abort();
     await this.#clients.close(timeout);
+    const isAsked = this.#pending > 0;
     while (this.#pending > 0) await delay(1);
+    // The runtime sends the last answer after this turn of its event loop.
+    if (isAsked) await delay(1);
     clearInterval(this.#closingCheck);
     this.#stopOverlooking();
   }

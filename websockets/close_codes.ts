@@ -53,16 +53,6 @@ export function isSendable(code: number, isClient: boolean): boolean {
   return Number.isInteger(code) && ranges.some(([least, most]) => least <= code && code <= most);
 }
 
-/**
- * Checks that a code may be sent.
- *
- * @throws {RangeError} if it may not.
- */
-export function sendableCode(code: number, isClient: boolean): number {
-  if (isSendable(code, isClient)) return code;
-  throw new RangeError(`The close code ${code} may not be sent: use 1000, or 3000 to 4999.`);
-}
-
 /** A reason as it fits into a Close frame. */
 export function cutReason(reason: string): string {
   const text = `${reason}`.toWellFormed();

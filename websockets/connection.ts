@@ -1,6 +1,6 @@
 // A connection, as a handler and a client see it: what arrives is read with `for await`.
 
-import { type Close, cutReason, isNormal, sendableCode } from "./close_codes.ts";
+import { type Close, cutReason, isNormal, isSendable } from "./close_codes.ts";
 import { ConnectionClosed, handled } from "./connection_closed.ts";
 import { Inbox } from "./inbox.ts";
 import type { Log } from "./log.ts";
@@ -127,7 +127,10 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
    */
   close(code = 1000, reason = ""): Promise<Close> {
     const { isClient } = this.#options;
-    const close = { code: sendableCode(code, isClient), reason: cutReason(reason) };
+    if (!isSendable(code, isClient)) {
+      throw new RangeError(`The close code ${code} may not be sent: use 1000, or 3000 to 4999.`);
+    }
+    const close = { code, reason: cutReason(reason) };
     this.#stopSending(close);
     if (!isClient) {
       this.#inbox.discard();

@@ -6,12 +6,6 @@ import { costOf, type Holder, type WaitingMessage } from "./waiting.ts";
 const SENT_TOO_MUCH = "It sent more than could be taken.";
 const READ_TOO_LITTLE = "It read too little while too much was waiting.";
 
-/** A client that has to go, and why. */
-export interface Eviction {
-  client: Holder;
-  reason: string;
-}
-
 /**
  * Chooses the client that is to blame for most of what waits. Each message is blamed on the clients
  * that take nothing; if all of its clients take something, on the client because of which it was sent.
@@ -25,7 +19,7 @@ export function chooseEviction(
   all: number,
   enough: number,
   isUrgent: boolean,
-): Eviction | undefined {
+): { client: Holder; reason: string } | undefined {
   const sent = new Sums();
   const notRead = new Sums();
   const waiting = new Map<WaitingMessage, { clients: number; stuck: Holder[]; behind: Holder[] }>();

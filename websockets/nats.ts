@@ -44,7 +44,7 @@ export function roomSubject(subject: string, room: string): string {
   return room === "" ? subject : `${subject}.${word}`;
 }
 
-/** The error that the runtime, too, throws for a URL that can't be. */
+/** The error that the runtime throws for a URL that is not valid, too. */
 function syntaxError(message: string): DOMException {
   return new DOMException(message, "SyntaxError");
 }
@@ -72,7 +72,7 @@ export class Relay {
    * Joins the rooms of this server to those of all servers that use the same NATS and `subject`.
    *
    * @throws {Error} if no NATS answers.
-   * @throws {DOMException} `SyntaxError` if `url` or `subject` can't be.
+   * @throws {DOMException} `SyntaxError` if `url` or `subject` is not valid.
    * @throws {Deno.errors.NotCapable} without the permission to connect to NATS.
    */
   static async connect(given: RelayOptions): Promise<Relay> {
@@ -96,7 +96,7 @@ export class Relay {
    * @returns The same server.
    */
   join<Joined extends Budget>(server: Joined): Joined {
-    this.#outgoing.budget = server;
+    this.#outgoing.countIn(server);
     return server;
   }
 
@@ -165,14 +165,12 @@ export class Relay {
   #receive(name: string, subject: string, data: Uint8Array) {
     const isText = subject.endsWith(".text");
     if (!isText && !subject.endsWith(".binary")) return;
-    if (this.#outgoing.budget?.isFull) return void this.#leaveOut();
+    if (this.#outgoing.isFull) return void this.#leaveOut();
     // It is a copy, so that a handler may keep it without all that was read beside it.
     const message = isText ? this.#decoder.decode(data) : new Uint8Array(data).buffer;
-    try {
-      this.#options.receive(name, message);
-    } catch (error) {
+    Promise.try(this.#options.receive, name, message).catch((error) => {
       this.#options.log(`A message of another server was not received. ${error}`);
-    }
+    });
   }
 
   /** Counts a message that is not taken, and tells how many they are a little later. */

@@ -12,8 +12,8 @@ export const MAX_CLIENTS = 10_000;
  * half of them. 0 is for ever.
  */
 export const IDLE_TIMEOUT = 30;
-/** Seconds of 24 days, after which the timers of the runtime end: with more, everybody is dropped. */
-export const MAX_IDLE_TIMEOUT: number = 24 * 24 * 60 * 60;
+/** Seconds of 24 days. With more, the timers of the runtime would end at once. */
+const MAX_IDLE_TIMEOUT: number = 24 * 24 * 60 * 60;
 
 /** What the runtime knows of a request, such as `remoteAddr`. */
 export type RequestInfo = Deno.ServeHandlerInfo<Deno.NetAddr>;
@@ -29,9 +29,9 @@ export interface AcceptOptions {
   /**
    * Sees every request that keeps the rules, before it is answered, as `process_request` does in
    * Python. A `Response` refuses a handshake or answers another request; `undefined` lets it go
-   * on. Of several, the first answer counts. It may be async, and has `idleTimeout` for it:
-   * `info.completed` is done when nobody waits for it any longer. The handler gets the same `Request`
-   * of a handshake.
+   * on. Of several, the first answer counts. It may be async, and take `idleTimeout` for it:
+   * `info.completed` is done when nobody waits for the answer any longer. The handler of a client gets
+   * the same `Request`.
    */
   processRequest?: ProcessRequest | ProcessRequest[] | undefined;
   /** Origins that are let in beside loopback: `*` for any, `null` for pages opened from disk. */

@@ -32,27 +32,33 @@ export function askFirst(
   const body = mayHaveBody(request) ? new Body(request, limits) : undefined;
   const completed = Promise.withResolvers<void>();
   const info = { remoteAddr, completed: completed.promise };
-  const finish = (answer: unknown) => {
+  let isEnded = false;
+  const end = () => {
+    isEnded = true;
     completed.resolve();
     body?.free();
-    if (answer === undefined) return;
-    if (!(answer instanceof Response)) return fail(new TypeError(NO_RESPONSE));
-    if (answer.status >= 400 && (body || isHandshake(request))) {
+  };
+  const finish = (answer: unknown) => {
+    if (answer !== undefined && !(answer instanceof Response)) throw new TypeError(NO_RESPONSE);
+    end();
+    if (answer && answer.status >= 400 && (body || isHandshake(request))) {
       log(`Refused a client with ${answer.status}.`);
     }
     return answer;
   };
   const fail = (error: unknown) => {
-    completed.resolve();
-    body?.free();
+    end();
     log(`\`processRequest\` failed: ${describeError(error)}`);
     return refuse(500, "The server failed to handle this.");
   };
   try {
-    const asked = askEach(all, body?.request ?? request, info);
+    // When one has taken too long, the request is refused, and the others must not act on it.
+    const ask = (processRequest: ProcessRequest) =>
+      isEnded ? undefined : processRequest(body?.request ?? request, info);
+    const asked = askEach(all, ask);
     // What is there at once costs a handshake no timer.
     if (asked === undefined || asked instanceof Response) return finish(asked);
-    return inTime(asked, completed.resolve, limits, body).then(finish, fail);
+    return inTime(asked, completed.resolve, limits, body).then(finish).catch(fail);
   } catch (error) {
     return fail(error);
   }
@@ -61,10 +67,14 @@ export function askFirst(
 const NO_RESPONSE = "`processRequest` must return a Response or undefined.";
 
 /** Asks one after the other until one answers. */
-function askEach([ask, ...others]: ProcessRequest[], request: Request, info: RequestInfo): unknown {
-  const asked: unknown = ask?.(request, info);
-  if (!ask || asked instanceof Response) return asked;
-  const goOn = () => askEach(others, request, info);
+function askEach(
+  [first, ...others]: ProcessRequest[],
+  ask: (processRequest: ProcessRequest) => unknown,
+): unknown {
+  if (!first) return;
+  const asked = ask(first);
+  if (asked instanceof Response) return asked;
+  const goOn = () => askEach(others, ask);
   return asked === undefined ? goOn() : answerOf(asked, goOn);
 }
 
@@ -103,6 +113,8 @@ async function inTime(
   };
   tick();
   stopping.addEventListener("abort", giveUp);
+  // `processRequest` itself may have stopped the server.
+  if (stopping.aborted) giveUp();
   try {
     return await Promise.race([asked, late.promise, ...body ? [body.refused] : []]);
   } finally {

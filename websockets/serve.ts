@@ -22,7 +22,6 @@ export class Server extends Acceptor {
   /** Settles when the server has stopped. It rejects if the runtime can't listen any more. */
   readonly finished: Promise<void>;
   readonly #abort = new AbortController();
-  #stopped?: Promise<void>;
 
   /** @ignore `serve` calls it. */
   constructor(handler: Handler, options: ServeOptions) {
@@ -47,14 +46,11 @@ export class Server extends Acceptor {
   }
 
   /** Stops as an `Acceptor` does, and then listens no more. */
-  override shutdown(options?: { timeout?: number }): Promise<void> {
-    return this.#stopped ??= this.#stop(options);
-  }
-
-  async #stop(options?: { timeout?: number }) {
+  override async shutdown(options?: { timeout?: number }): Promise<void> {
     await super.shutdown(options);
     // The runtime's own `shutdown` would wait without end for a handshake that was reset.
     this.#abort.abort();
-    await this.finished;
+    // It is `finished` that tells why the runtime can't listen any more.
+    await this.finished.catch(() => {});
   }
 }

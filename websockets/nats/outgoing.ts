@@ -17,7 +17,7 @@ export type Budget = Pick<Server, "isFull" | "countWaiting">;
 
 /** What waits for NATS. */
 export class Outgoing {
-  budget?: Budget;
+  #budget?: Budget;
   #nats: NatsConnection;
   readonly #log: Log;
   /** Nobody waits for one of these messages when it is `done`. */
@@ -40,14 +40,25 @@ export class Outgoing {
     return max_payload > 0 ? max_payload : Infinity;
   }
 
+  /** Whether too much waits for the clients of this server. */
+  get isFull(): boolean {
+    return this.#budget?.isFull === true;
+  }
+
   get #pause(): number {
     return Math.max(0, this.#settledAt - performance.now());
+  }
+
+  /** Counts what waits, and what will wait, in this budget. */
+  countIn(budget: Budget): void {
+    budget.countWaiting(this.#waitingBytes);
+    this.#budget = budget;
   }
 
   /** Sends a message after all others. Where much waits, this waits for NATS. */
   async publish(subject: string, bytes: Uint8Array): Promise<void> {
     const size = bytes.length + QUEUED_COST;
-    const isMuch = this.#waitingBytes + size > MAX_OUTGOING || this.budget?.isFull === true;
+    const isMuch = this.#waitingBytes + size > MAX_OUTGOING || this.isFull;
     const isAway = this.#nats.isClosed() || this.#pause > 0;
     // A message that is larger than all that may wait is let through where nothing waits.
     if (isAway && isMuch && this.#waiting.length > 0) return void this.#lost++;
@@ -74,7 +85,7 @@ export class Outgoing {
 
   #count(bytes: number) {
     this.#waitingBytes += bytes;
-    this.budget?.countWaiting(bytes);
+    this.#budget?.countWaiting(bytes);
   }
 
   #publishSoon() {
@@ -121,8 +132,9 @@ export class Outgoing {
   /** Publishes what still waits for `timeout` milliseconds at the most, and counts the rest. */
   async close(timeout: number): Promise<void> {
     await deadline(this.#published, this.#pause + timeout).catch(() => {});
-    for (const { done } of this.#waiting.splice(0)) {
+    for (const { bytes, done } of this.#waiting.splice(0)) {
       this.#lost++;
+      this.#count(-bytes.length - QUEUED_COST);
       done();
     }
     this.#report();

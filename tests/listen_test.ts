@@ -52,6 +52,19 @@ test(
   },
 );
 
+test(
+  { needs: ["unshare", "loopbacks"] },
+  "a port that needs an administrator is told in one line",
+  async () => {
+    const user = "setpriv --bounding-set=-net_bind_service --inh-caps=-net_bind_service";
+    const command = `ip link set lo up && exec ${user} ${RUN} --allow-net server.ts --port 80`;
+    await using server = startWithHosts(LOOPBACK, command, { isolation: ["--net"] });
+    assertEquals(await server.end(), 1);
+    const line = "Port 80 needs an administrator: choose one over 1023 with --port.";
+    assertEquals(server.errors.all, [line]);
+  },
+);
+
 test({ needs: ["unshare", "loopbacks"] }, "without --allow-net it asks one question", async () => {
   const port = freePort();
   const command = `exec script -qec '${RUN} server.ts --port ${port}' /dev/null`;

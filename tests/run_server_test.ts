@@ -177,8 +177,9 @@ test(
     const certificate = (file: string) => ["--cert", file, "--key", file];
     const both = ["--allow-net", "--allow-read"];
     const cases: [flags: string[], line: RegExp, permissions?: string[]][] = [
-      [token(empty), /^A token has/],
-      [token(blank), /^A token has/],
+      [token(empty), /^There is no token in .*empty: /],
+      [token(blank), /^There is no token in .*blank: /],
+      [token("LICENSE"), /^A token has/],
       [token(""), /^Empty path /],
       [token(none), /^No such file .*none/],
       [token(folder.path), /directory/],

@@ -185,7 +185,8 @@ test(
     const taken = `${other.port}`;
     const cases: [string[], number, RegExp, string[]?][] = [
       [["--port", taken], 1, new RegExp(`^Port ${taken} is taken: .* --port\\.$`)],
-      [["--host", "host.invalid"], 1, /lookup/],
+      [["--host", "host.invalid"], 1, /^host\.invalid is no address of this machine: .* --host\.$/],
+      [["--host", "192.0.2.1"], 1, /^192\.0\.2\.1 is no address of this machine: .* --host\.$/],
       [[], 1, /net access.*--allow-net flag: deno run --allow-net server\.ts$/, []],
       [["--port", "70000"], 2, /^--port takes a whole number from 0 to 65535, not "70000"\.$/],
       [["--origin", "https://*.example.com"], 2, /^--origin takes .*, not "https:\/\/\*\.example/],

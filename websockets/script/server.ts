@@ -28,6 +28,9 @@ export const SERVER_FLAGS = {
   "quiet": "do not print messages",
 };
 
+/** Most systems let only an administrator listen on ports up to this one (RFC 6335 section 6). */
+const MAX_SYSTEM_PORT = 1023;
+
 /** What a script says of its server. */
 export interface RunServerOptions<Own extends Flags> extends ServeOptions {
   /** The page that `GET /` is answered with, in HTML. */
@@ -99,7 +102,7 @@ export function withFlags(
     maxWaiting: values["max-waiting"] ?? given.maxWaiting,
     idleTimeout: values["idle-timeout"] ?? given.idleTimeout,
     processRequest: [
-      ...tokenFile === undefined ? [] : [requireToken(Deno.readTextFileSync(tokenFile).trim())],
+      ...tokenFile === undefined ? [] : [requireToken(readToken(tokenFile))],
       ...[processRequest].flat(),
       ...page === undefined ? [] : [servePage(page)],
     ],
@@ -116,12 +119,26 @@ const logWithFlags: Log = (line, option) => {
   errorLog(flag ? `${line} See --${flag}.` : line);
 };
 
-async function startOn({ port }: Settings, start: () => Server | Promise<Server>): Promise<Server> {
+async function startOn(settings: Settings, start: () => Server | Promise<Server>): Promise<Server> {
   try {
     return await start();
   } catch (error) {
-    if (!(error instanceof Deno.errors.AddrInUse)) throw error;
-    throw new Error(`Port ${port} is taken: choose another one with --port.`);
+    const mistake = mistakeIn(settings, error);
+    throw mistake === undefined ? error : new Error(mistake);
+  }
+}
+
+/** What is wrong with an address that the system does not let the server listen on. */
+function mistakeIn({ hostname, port }: Settings, error: unknown): string | undefined {
+  const { AddrInUse, AddrNotAvailable, PermissionDenied } = Deno.errors;
+  if (error instanceof AddrInUse) return `Port ${port} is taken: choose another one with --port.`;
+  if (error instanceof PermissionDenied && port > 0 && port <= MAX_SYSTEM_PORT) {
+    return `Port ${port} needs an administrator: choose one over ${MAX_SYSTEM_PORT} with --port.`;
+  }
+  // The runtime has no class of its own for a name that is not known.
+  const isUnknown = error instanceof Error && error.message.startsWith("failed to lookup address");
+  if (error instanceof AddrNotAvailable || isUnknown) {
+    return `${hostname} is no address of this machine: choose another one with --host.`;
   }
 }
 
@@ -167,6 +184,12 @@ function isOrigin(text: string): boolean {
   if (/^https?:/.test(text)) return !text.includes("*") && URL.parse(text)?.origin === text;
   // Such as file:// or tauri://localhost. No page comes from a WebSocket.
   return /^(?!wss?:)[a-z][a-z0-9+.-]*:\/\/[^\s*\/?#]*$/.test(text);
+}
+
+function readToken(file: string): string {
+  const token = Deno.readTextFileSync(file).trim();
+  if (token) return token;
+  throw new Error(`There is no token in ${file}: write one, such as with openssl rand -hex 32.`);
 }
 
 function readPem(file: string): string {

@@ -137,9 +137,9 @@ function mistakeIn({ hostname, port }: Settings, error: unknown): string | undef
   }
   // The runtime has no class of its own for a name that is not known.
   const isUnknown = error instanceof Error && error.message.startsWith("failed to lookup address");
-  if (error instanceof AddrNotAvailable || isUnknown) {
-    return `${hostname} is no address of this machine: choose another one with --host.`;
-  }
+  return error instanceof AddrNotAvailable || isUnknown
+    ? `${hostname} is no address of this machine: choose another one with --host.`
+    : undefined;
 }
 
 function stopOnSignals(server: Server, timeout: number, release?: () => unknown) {

@@ -13,6 +13,7 @@ import { connections } from "./reconnect.ts";
 export const HANDSHAKE_TIMEOUT = 10_000;
 /** Milliseconds that a server gets to answer a Close frame: one that was lost never answers. */
 const CLOSE_TIMEOUT = 2_000;
+
 /** How to connect. What is `undefined` is not given. */
 export interface ConnectOptions {
   /** Headers to send with the handshake. */
@@ -48,12 +49,9 @@ export type Connecting = Promise<Connection> & AsyncIterable<Connection, undefin
  * are sent as HTTP Basic authentication.
  * @throws {ConnectionFailed} if the server is away, or refuses the handshake. A loop throws it only
  * where another attempt would fail too.
- * @throws {DOMException} `SyntaxError` for a URL or a subprotocol that can't be.
+ * @throws {DOMException} `SyntaxError` for a URL or a subprotocol that is not valid.
  */
-export function connect(
-  url: Target,
-  options: ConnectOptions = {},
-): Connecting {
+export function connect(url: Target, options: ConnectOptions = {}): Connecting {
   const attempt = () => open(url, options);
   const first = attempt();
   const loop = () => connections(first, attempt, options);

@@ -2,7 +2,7 @@
 
 import { bytesOf, type Message } from "./message.ts";
 
-/** Bytes that a message takes while it waits to be read, beside its content. */
+/** Bytes that a message takes beside its content while it waits to be read. */
 const UNREAD_COST = 200;
 
 /** A read, as `for await` does it: a message, or `done` at the end. */
@@ -68,7 +68,7 @@ export class Inbox {
     return this.#read = new Promise((resolve) => this.#settle = resolve);
   }
 
-  /** Gives up a read if it waits still, so that the next message goes to the next read. */
+  /** Gives up a read if it still waits, so that the next message goes to the next read. */
   withdraw(read: Promise<Read> | undefined): void {
     if (read === this.#read) this.#takeRead()?.(END);
   }

@@ -10,7 +10,7 @@ const MAX_ERROR = 2_000;
 /**
  * Takes a line for people to read. The line may hold what a peer has sent.
  *
- * @param option The option of `serve` that says so, if there is one.
+ * @param option The option of `serve` to change, if there is one.
  */
 export type Log = (line: string, option?: string) => unknown;
 

@@ -25,9 +25,9 @@ export class Outbox implements BudgetClient {
   unread = 0;
   /** When the client last took something, on the clock of the budget. */
   takenAt = 0;
-  /** Bytes that it took while more was waiting. Those that the kernel can have taken don't last. */
+  /** Bytes that it took while more was waiting. It is 0 again if the kernel may have taken them. */
   #taken = 0;
-  /** How many messages of the queue were there when the client last took something. */
+  /** How many messages were in the queue when the client last took something. */
   #queuedThen = 0;
   #isEnded = false;
   /** Done when the runtime was handed all that waits for this client. */
@@ -95,14 +95,14 @@ export class Outbox implements BudgetClient {
       this.queue.push(this.budget.enqueue(content));
       this.budget.schedule(this, true);
       this.budget.enforce();
-      // It may have been this client that had to go.
+      // This client may be the one that was dropped.
       if (this.#refusal) return this.#refusal;
     }
     this.#drained ??= Promise.withResolvers();
     return this.#drained.promise;
   }
 
-  /** Lets nobody send any more: `refusal` rejects, also for those who wait. */
+  /** Lets nobody send any more: each `send` returns `refusal`, and those that wait get it as well. */
   refuse(refusal: Promise<never>): void {
     this.#refusal = refusal;
     if (!this.#drained) return;

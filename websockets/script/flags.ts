@@ -61,12 +61,8 @@ export function parseFlags<Described extends Flags>(
   const read = kinds.flatMap(({ name, kind }) => {
     const given = values[name];
     if (given === undefined) return [];
-    return [[
-      name,
-      Array.isArray(given)
-        ? given.map((each) => valueOf(name, kind, each))
-        : valueOf(name, kind, given),
-    ]];
+    const toValue = (each: string | boolean) => valueOf(name, kind, each);
+    return [[name, Array.isArray(given) ? given.map(toValue) : toValue(given)]];
   });
   return { values: Object.fromEntries(read) as FlagValues<Described>, positionals };
 }

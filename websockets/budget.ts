@@ -16,7 +16,7 @@ export const MAX_WAITING: number = Math.min(1024 ** 3, Math.floor(heap_size_limi
 const MAX_HANDED = 64 * 1024 ** 2;
 /** The part of the rest of `MAX_HANDED` that one client is handed: 8 MiB, or less if many wait. */
 const SHARE = 1 / 8;
-/** Milliseconds until the next tick for a client that takes what it is sent at once. */
+/** Milliseconds until the next tick where a client may take more soon. */
 const SHORT_TICK = 1;
 /** Milliseconds between ticks for all others for which something waits. */
 const LONG_TICK = 500;
@@ -34,7 +34,7 @@ export const currentClient: AsyncLocalStorage<BudgetClient> = new AsyncLocalStor
 export class Budget {
   /** How many bytes may wait. */
   readonly maxBytes: number;
-  /** Milliseconds in which a client takes something, or answers a Close frame. */
+  /** Milliseconds that a client has to take something, or to answer a Close frame. */
   timeout: number;
   /** Milliseconds in which something waited, without those in which the process was stopped. */
   clock = 0;

@@ -46,7 +46,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
     this.#options = options;
     this.remoteAddress = remoteAddress;
     this.#subprotocol = subprotocol;
-    this.#inbox = new Inbox(outbox);
+    this.#inbox = new Inbox((bytes) => outbox.countUnread(bytes));
     const { promise, resolve } = Promise.withResolvers<Close>();
     this.closed = promise;
     this.#resolveClosed = resolve;

@@ -54,7 +54,7 @@ export class Outbox implements BudgetClient {
     return this.#handed.bytes;
   }
 
-  /** Whether the connection is open as far as the runtime knows, which may not have told its end yet. */
+  /** Whether the connection is open. If it is not, the runtime may not have told its end yet. */
   get isOpen(): boolean {
     return this.socket.readyState === WebSocket.OPEN;
   }
@@ -116,7 +116,7 @@ export class Outbox implements BudgetClient {
     if (this.isEager) this.handOver();
   }
 
-  /** Sends a Close frame when all is taken that waits. The runtime's own would lose sight of it. */
+  /** Sends a Close frame when all that waits is taken. In the runtime it would wait for ever. */
   close(closing: Close): void {
     if (this.closing) return;
     this.closing = closing;

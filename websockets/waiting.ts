@@ -40,7 +40,7 @@ export interface Holder {
 export interface BudgetClient extends Holder {
   /** When it last took something, on the clock of the budget. */
   takenAt: number;
-  /** Whether the connection is open as far as the runtime knows. */
+  /** Whether the connection is open. If it is not, the runtime may not have told its end yet. */
   readonly isOpen: boolean;
   /** Whether more can be handed over for it. */
   readonly isEager: boolean;

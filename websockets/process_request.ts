@@ -1,7 +1,7 @@
 // Lets `processRequest` of the options answer or refuse a request, in the time that it has for that.
 
 import { delay } from "@std/async";
-import { isHandshake, mayHaveBody, refuse, RETRY_AFTER } from "./handshake.ts";
+import { isHandshake, refuse, RETRY_AFTER } from "./handshake.ts";
 import { describeError, type Log } from "./log.ts";
 import type { ProcessRequest, RequestInfo } from "./options.ts";
 import { Body, type BodyLimits } from "./request_body.ts";
@@ -29,7 +29,9 @@ export function askFirst(
   limits: RequestLimits,
 ): Response | undefined | Promise<Response | undefined> {
   const { log } = limits;
-  const body = mayHaveBody(request) ? new Body(request, limits) : undefined;
+  // The runtime gives GET and HEAD no body. Every other body counts, also that of an OPTIONS.
+  const isBodyless = request.method === "GET" || request.method === "HEAD";
+  const body = isBodyless ? undefined : new Body(request, limits);
   const completed = Promise.withResolvers<void>();
   const info = { remoteAddr, completed: completed.promise };
   let isEnded = false;

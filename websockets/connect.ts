@@ -4,6 +4,7 @@ import { deadline } from "@std/async";
 import { Budget } from "./budget.ts";
 import type { Close } from "./close_codes.ts";
 import { Connection } from "./connection.ts";
+import { handled } from "./connection_closed.ts";
 import { checkUrl, ConnectionFailed } from "./failures.ts";
 import type { Log } from "./log.ts";
 import { Outbox } from "./outbox.ts";
@@ -96,7 +97,7 @@ async function handshake(
     socket.addEventListener("error", (event) => reject(new Error((event as ErrorEvent).message)));
   });
   try {
-    await deadline(opened, timeout, signal && { signal });
+    await deadline(handled(opened), timeout, signal && { signal });
   } catch (error) {
     socket.close();
     signal?.throwIfAborted();

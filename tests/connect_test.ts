@@ -20,6 +20,13 @@ import { echo, listen, listenRaw, serveBare, switchProtocols } from "./peers.ts"
 
 // `connect`.
 
+test({ needs: "net" }, "a timeout that is not valid rejects, and ends nothing", async () => {
+  using silent = listenRaw();
+  await assertRejects(() => connect(silent.url, { timeout: -1 }), ConnectionFailed, "timeout");
+  // The runtime reports only later that the handshake was canceled.
+  await delay(10);
+});
+
 test({ needs: "net" }, "its signal gives up the handshake, and closes the connection", async () => {
   const events = new Inbox<string>();
   const giveUp = new AbortController();

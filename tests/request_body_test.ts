@@ -67,6 +67,12 @@ test(
   },
 );
 
+test({ needs: "net" }, "the body of an OPTIONS is bounded like any other", async () => {
+  await using server = startPushes(1_000);
+  assertEquals(await push(server, 3, { ":method": "OPTIONS" }), 413);
+  assertEquals([server.heard, server.waiting], [[], 0]);
+});
+
 test(
   { needs: "net" },
   "a body of HTTP/2 with two lengths gets 400, and makes nothing wait",

@@ -17,8 +17,8 @@ import { askFirst, type RequestLimits } from "./process_request.ts";
 export const SHUTDOWN_TIMEOUT = 5_000;
 
 /**
- * Lets clients in as `serve` does, at a server that listens already: give `answer` of what it returns
- * to `Deno.serve`, or call it beside routes of your own for what `isHandshake`.
+ * Lets clients in as `serve` does, at a server that listens already: give `answer` of the result to
+ * `Deno.serve`, or call it beside routes of your own for each request that `isHandshake`.
  *
  * @throws {RangeError} for a limit that would let everyone in, or nobody.
  */
@@ -68,7 +68,7 @@ export class Acceptor implements AsyncDisposable {
     return this.#budget.bytes;
   }
 
-  /** Whether more waits than is allowed: nobody is let in, and a handler should not add to it. */
+  /** Whether more waits than may: then nobody is let in, and a handler should not add to it. */
   get isFull(): boolean {
     return this.#budget.isFull;
   }
@@ -110,7 +110,7 @@ export class Acceptor implements AsyncDisposable {
   }
 
   #answer(request: Request, info: RequestInfo): Response | Promise<Response> {
-    // A handler that parses such a URL would fail, and the log would show it with its token.
+    // A handler that parses such a URL would fail, and the log would show the URL with its token.
     if (!URL.canParse(request.url)) return refuse(400, "The Host of the request can't be read.");
     if (this.#stopping.signal.aborted) {
       return refuse(503, "The server is shutting down.", RETRY_AFTER);
@@ -124,7 +124,7 @@ export class Acceptor implements AsyncDisposable {
       if (refusal) return refusal;
     }
     const origin = request.headers.get("origin");
-    // A page may read the answer only if it is let in, too.
+    // Only a page that is let in may read the answer.
     const isLetIn = origin !== null && isKnownOrigin(origin, this.#limits.origins);
     const readableBy = isLetIn ? origin : undefined;
     if (isPreflight(request) && this.#options.processRequest) return answerPreflight(readableBy);
@@ -162,8 +162,8 @@ export class Acceptor implements AsyncDisposable {
   #upgrade(request: Request, { remoteAddr }: RequestInfo): Response {
     const { idleTimeout, maxClients, subprotocols } = this.#limits;
     const subprotocol = selectSubprotocol(request, subprotocols);
-    // The runtime keeps the headers of a request only if somebody has looked at all of them before
-    // the upgrade. This is the look that costs least.
+    // The runtime keeps the headers of a request only if all of them were read before the upgrade.
+    // This reads them at the least cost.
     request.headers.getSetCookie();
     const { socket, response } = Deno.upgradeWebSocket(request, { idleTimeout });
     // The runtime's own option takes no offer without blanks between the names.

@@ -14,27 +14,27 @@ const { heap_size_limit } = getHeapStatistics();
 export const MAX_WAITING: number = Math.min(1024 ** 3, Math.floor(heap_size_limit / 4));
 /** Bytes that the runtime is handed for all clients that take it: enough for many fast ones. */
 const MAX_HANDED = 64 * 1024 ** 2;
-/** One client is handed so much of what is left of `MAX_HANDED`: 8 MiB, or less if many wait. */
+/** The part of the rest of `MAX_HANDED` that one client is handed: 8 MiB, or less if many wait. */
 const SHARE = 1 / 8;
-/** Milliseconds until the next tick for a client that takes what it is sent at once. */
+/** Milliseconds until the next tick where a client may take more soon. */
 const SHORT_TICK = 1;
 /** Milliseconds between ticks for all others for which something waits. */
 const LONG_TICK = 500;
 /** Milliseconds in which a client that reads takes something, even from a busy server. */
 const READ_INTERVAL = 1_000;
-/** Milliseconds in which a handler sends what a message of its client makes it send. */
+/** Milliseconds in which a handler sends what a message of its client has caused. */
 const CAUSE_INTERVAL = 2_000;
-/** How much more may wait, as a part of the budget, before one has to go that is not to blame. */
+/** The part of the budget that may wait beyond it before a client that is not to blame has to go. */
 const TOLERANCE = 1 / 4;
 
-/** The client whose handler runs just now, through every `await` of it. */
+/** The client whose handler runs now. It is known after each `await` of the handler as well. */
 export const currentClient: AsyncLocalStorage<BudgetClient> = new AsyncLocalStorage();
 
 /** The memory of a server, and its clock. */
 export class Budget {
   /** How many bytes may wait. */
   readonly maxBytes: number;
-  /** Milliseconds in which a client takes something, or answers a Close frame. */
+  /** Milliseconds that a client has to take something, or to answer a Close frame. */
   timeout: number;
   /** Milliseconds in which something waited, without those in which the process was stopped. */
   clock = 0;
@@ -91,7 +91,7 @@ export class Budget {
     this.count(bytes);
   }
 
-  /** Counts that a message waits for so many clients more; for less if negative. */
+  /** Counts that a message waits for this many more clients; for fewer if negative. */
   countClients(message: WaitingMessage, clients: number): void {
     const before = costOf(message);
     message.clients += clients;
@@ -106,7 +106,7 @@ export class Budget {
     return handed === 0 ? room > 0 : handed + bytes <= room * SHARE;
   }
 
-  /** Makes of what is sent a message that waits for one client more. */
+  /** Turns what is sent into a message that waits for one more client. */
   enqueue(content: Content): WaitingMessage {
     const client = currentClient.getStore();
     const isCause = client && performance.now() - client.heardAt < CAUSE_INTERVAL;
@@ -123,7 +123,7 @@ export class Budget {
     this.#tickWithin(isEager ? SHORT_TICK : LONG_TICK);
   }
 
-  /** Measures a client no more. */
+  /** Stops measuring a client. */
   release(client: BudgetClient): void {
     this.#busy.delete(client);
     if (client.unread > 0) this.#left.add(client);
@@ -137,7 +137,7 @@ export class Budget {
 
   /**
    * Finds clients that the runtime is closing, because they have not answered its ping. Its Close
-   * frame waits for ever if the system takes nothing more for a client, and then nobody is told.
+   * frame waits for ever if the system takes nothing more for a client, and the runtime tells nobody.
    */
   findClosing(): void {
     for (const client of this.clients) if (!client.isOpen) client.close({ code: 1001, reason: "" });
@@ -173,7 +173,7 @@ export class Budget {
     const clients = this.#busy.union(this.#left);
     const eviction = chooseEviction(clients, this.clients.size, enough, room < 0);
     eviction?.client.drop(eviction.reason);
-    // What it has caused still waits for others, and the next one is not to be dropped for that.
+    // What that client has caused still waits for others, and nobody else is to be dropped for it.
     this.#limit = Math.max(this.#bytes, this.maxBytes) + enough;
   }
 

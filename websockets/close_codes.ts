@@ -40,7 +40,7 @@ export function isNormal({ code }: Close): boolean {
   return [1000, 1001, 1005].includes(code);
 }
 
-/** Whether another connection may last after this one. */
+/** Whether another connection may succeed after this end. */
 export function isLost({ code }: Close): boolean {
   return [1001, 1006, 1012, 1013].includes(code);
 }

@@ -4,6 +4,7 @@ import { deadline } from "@std/async";
 import { Budget } from "./budget.ts";
 import type { Close } from "./close_codes.ts";
 import { Connection } from "./connection.ts";
+import { handled } from "./connection_closed.ts";
 import { checkUrl, ConnectionFailed } from "./failures.ts";
 import type { Log } from "./log.ts";
 import { Outbox } from "./outbox.ts";
@@ -13,6 +14,7 @@ import { connections } from "./reconnect.ts";
 export const HANDSHAKE_TIMEOUT = 10_000;
 /** Milliseconds that a server gets to answer a Close frame: one that was lost never answers. */
 const CLOSE_TIMEOUT = 2_000;
+
 /** How to connect. What is `undefined` is not given. */
 export interface ConnectOptions {
   /** Headers to send with the handshake. */
@@ -45,7 +47,7 @@ export type Connecting = Promise<Connection> & AsyncIterable<Connection, undefin
  * are sent as HTTP Basic authentication.
  * @throws {ConnectionFailed} if the server is away, or refuses the handshake. A loop throws it only
  * where another attempt would fail too.
- * @throws {DOMException} `SyntaxError` for a URL or a subprotocol that can't be.
+ * @throws {DOMException} `SyntaxError` for a URL or a subprotocol that is not valid.
  */
 export function connect(
   url: string | URL | (() => string | URL),
@@ -96,7 +98,7 @@ async function handshake(
     socket.addEventListener("error", (event) => reject(new Error((event as ErrorEvent).message)));
   });
   try {
-    await deadline(opened, timeout, signal && { signal });
+    await deadline(handled(opened), timeout, signal && { signal });
   } catch (error) {
     socket.close();
     signal?.throwIfAborted();

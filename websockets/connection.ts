@@ -13,7 +13,7 @@ export interface ConnectionOptions {
   maxMessage: number;
   /** Whether this is the client's end: it reads on while it closes, until the server has closed. */
   isClient: boolean;
-  /** Told why this side has given the other one up. */
+  /** Told why this side has given up the other one. */
   log?: Log;
 }
 
@@ -27,7 +27,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   readonly #options: ConnectionOptions;
   /** Why nothing can be sent any more. */
   #end?: ConnectionClosed;
-  /** Why nothing can be read any more: a client's own `close` is not the end until it is answered. */
+  /** Why nothing more arrives: after its own `close`, a client reads until the server has answered. */
   #readEnd?: ConnectionClosed;
   #abort?: AbortController;
 
@@ -46,7 +46,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
     this.#options = options;
     this.remoteAddress = remoteAddress;
     this.#subprotocol = subprotocol;
-    this.#inbox = new Inbox(outbox);
+    this.#inbox = new Inbox((bytes) => outbox.countUnread(bytes));
     const { promise, resolve } = Promise.withResolvers<Close>();
     this.closed = promise;
     this.#resolveClosed = resolve;
@@ -117,8 +117,8 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
 
   /**
    * Closes the connection as soon as all is taken that was sent before. From now on `send` rejects.
-   * A server forgets what it has not read from whom it closes; a client reads on until the server has
-   * closed as well.
+   * A server forgets what the client has sent and nobody has read. A client reads on until the server
+   * has closed as well.
    *
    * @param code 1000, or another code that may be sent (RFC 6455 section 7.4).
    * @param reason A text for people. It is cut to 123 bytes.
@@ -174,7 +174,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
   }
 
   #giveUp(close: Close, isDropped: boolean) {
-    // What a client has sent that is dropped is freed. What a lost one has sent is still read.
+    // What a dropped client has sent is freed. What a lost client has sent is still read.
     if (isDropped) this.#inbox.discard();
     this.#finish(close, true);
     const line = `Dropped a client. ${close.reason || "It did not answer the Close frame."}`;

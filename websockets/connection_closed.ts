@@ -41,7 +41,7 @@ let servers = 0;
  * Keeps a rejection from ending the process if it only tells of the end of a connection. Async code
  * that awaits `send` in a timer, for one, makes a promise of its own, which nobody awaits.
  *
- * @returns Ends that, when each server has called it.
+ * @returns Ends this, when each server has called its own.
  */
 export function overlookRejections(): () => void {
   if (servers++ === 0) addEventListener("unhandledrejection", overlook);

@@ -66,7 +66,7 @@ export class ConnectionFailed extends Error {
 }
 
 /**
- * Checks a URL, so that the runtime, whose errors quote it, finds nothing to complain of.
+ * Checks a URL before the runtime does, because the errors of the runtime quote it.
  *
  * @throws {DOMException} `SyntaxError` for a URL that can't be a server's.
  */
@@ -76,7 +76,7 @@ export function checkUrl(url: string): void {
     decodeURIComponent(`${username}:${password}`);
     if (/^(ws|http)s?:[^#]*$/.test(href)) return;
   } catch {
-    // A `%` is no escape.
+    // A `%` begins no escape.
   }
   const mistake = `${withoutSecrets(url)} is no URL of a server, such as ws://localhost:9999`;
   const hint = url.includes("@") ? `; ${ENCODE}` : "";

@@ -17,7 +17,7 @@ export function isHandshake({ headers }: Request): boolean {
 }
 
 /**
- * Whether the runtime sees the request for a WebSocket. `Upgrade` is a list in RFC 9110, but the
+ * Whether the runtime sees that a WebSocket is asked for. `Upgrade` is a list in RFC 9110, but the
  * runtime ends the process if the list comes in two lines, which can't be told from one.
  */
 function isUpgrade(headers: Headers): boolean {
@@ -67,9 +67,9 @@ export function mayHaveBody({ method }: Request): boolean {
 }
 
 /**
- * Refuses a body of which is known that it is too large, or is not known where it ends: without
- * Content-Length, HTTP/1.1 has Transfer-Encoding or no body (RFC 9112 section 6.3). A body of HTTP/2
- * may come without its length, and is counted while it arrives.
+ * Refuses a body that says that it is too large, or that does not say where it ends: in HTTP/1.1, a
+ * body without Content-Length has Transfer-Encoding (RFC 9112 section 6.3). A body of HTTP/2 may come
+ * without its length, and is counted while it arrives.
  */
 export function refuseBody({ headers }: Request, limit: number): Response | undefined {
   if (headers.get("transfer-encoding") !== null) {

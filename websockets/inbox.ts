@@ -2,7 +2,7 @@
 
 import { bytesOf, type Message } from "./message.ts";
 
-/** Bytes that a message takes while it waits to be read, beside its content. */
+/** Bytes that a message takes beside its content while it waits to be read. */
 const UNREAD_COST = 200;
 
 /** A read, as `for await` does it: a message, or `done` at the end. */
@@ -10,14 +10,9 @@ export type Read = IteratorResult<Message, undefined>;
 
 const END: Read = { done: true, value: undefined };
 
-/** Told how many bytes more wait to be read; less of them if negative. */
-interface Account {
-  countUnread(bytes: number): void;
-}
-
 /** The messages of one connection, from their arrival until they are read. */
 export class Inbox {
-  readonly #account: Account;
+  readonly #countUnread: (bytes: number) => void;
   #arrived: Message[] = [];
   /** What has arrived before that, with the oldest at the end: an array is slow to lose its first. */
   #unread: Message[] = [];
@@ -29,8 +24,9 @@ export class Inbox {
   /** What a read throws at the end. */
   #loss: Error | undefined;
 
-  constructor(account: Account) {
-    this.#account = account;
+  /** @param countUnread Told how many more bytes wait to be read; fewer if negative. */
+  constructor(countUnread: (bytes: number) => void) {
+    this.#countUnread = countUnread;
   }
 
   /** Whether nothing more arrives. */
@@ -68,7 +64,7 @@ export class Inbox {
     return this.#read = new Promise((resolve) => this.#settle = resolve);
   }
 
-  /** Gives up a read if it waits still, so that the next message goes to the next read. */
+  /** Gives up a read if it still waits, so that the next message goes to the next read. */
   withdraw(read: Promise<Read> | undefined): void {
     if (read === this.#read) this.#takeRead()?.(END);
   }
@@ -105,6 +101,6 @@ export class Inbox {
 
   #count(bytes: number) {
     this.#bytes += bytes;
-    this.#account.countUnread(bytes);
+    this.#countUnread(bytes);
   }
 }

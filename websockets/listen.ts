@@ -2,18 +2,18 @@
 
 /** The loopback address of IPv4, and that of IPv6. */
 const LOOPBACK_ADDRESSES = ["127.0.0.1", "::1"];
-/** How often a free port is looked for that is free on both addresses. */
+/** How many ports are tried until one is free on both addresses. */
 const ATTEMPTS = 10;
 
 /** What `Deno.serve` is told. */
-export type ListenOptions =
+type ListenOptions =
   & Deno.ServeTcpOptions
   & Partial<Deno.TlsCertifiedKeyPem>
   & { hostname: string; signal: AbortSignal };
 
 /**
- * Listens. For `localhost` these are both loopback addresses, with the same port: the one that the
- * runtime takes, and the other one if this machine has it and the script may use it.
+ * Listens. For `localhost` it does so on both loopback addresses, with the same port: on the one that
+ * the runtime takes, and on the other if this machine has it and the script may use it.
  *
  * @throws {Deno.errors.AddrInUse} if the port is taken on either, and what else `Deno.serve` throws.
  */
@@ -40,7 +40,7 @@ export function listen(
   }
 }
 
-/** Whether nobody has to be asked for this permission any more. */
+/** Whether the script has the permission already, so that nobody is asked for it. */
 function mayListen(address: string, port: number): boolean {
   const host = address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
   return Deno.permissions.querySync({ name: "net", host }).state === "granted";

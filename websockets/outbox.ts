@@ -25,9 +25,9 @@ export class Outbox implements BudgetClient {
   unread = 0;
   /** When the client last took something, on the clock of the budget. */
   takenAt = 0;
-  /** Bytes that it took while more was waiting. Those that the kernel can have taken don't last. */
+  /** Bytes that it took while more was waiting. It is 0 again if the kernel may have taken them. */
   #taken = 0;
-  /** How many messages of the queue were there when the client last took something. */
+  /** How many messages were in the queue when the client last took something. */
   #queuedThen = 0;
   #isEnded = false;
   /** Done when the runtime was handed all that waits for this client. */
@@ -54,7 +54,7 @@ export class Outbox implements BudgetClient {
     return this.#handed.bytes;
   }
 
-  /** Whether the connection is open as far as the runtime knows, which may not have told its end yet. */
+  /** Whether the connection is open. If it is not, the runtime may not have told its end yet. */
   get isOpen(): boolean {
     return this.socket.readyState === WebSocket.OPEN;
   }
@@ -95,14 +95,14 @@ export class Outbox implements BudgetClient {
       this.queue.push(this.budget.enqueue(content));
       this.budget.schedule(this, true);
       this.budget.enforce();
-      // It may have been this client that had to go.
+      // This client may be the one that was dropped.
       if (this.#refusal) return this.#refusal;
     }
     this.#drained ??= Promise.withResolvers();
     return this.#drained.promise;
   }
 
-  /** Lets nobody send any more: `refusal` rejects, also for those who wait. */
+  /** Lets nobody send any more: each `send` returns `refusal`, and those that wait get it as well. */
   refuse(refusal: Promise<never>): void {
     this.#refusal = refusal;
     if (!this.#drained) return;
@@ -116,7 +116,7 @@ export class Outbox implements BudgetClient {
     if (this.isEager) this.handOver();
   }
 
-  /** Sends a Close frame when all is taken that waits. The runtime's own would lose sight of it. */
+  /** Sends a Close frame when all that waits is taken. In the runtime it would wait for ever. */
   close(closing: Close): void {
     if (this.closing) return;
     this.closing = closing;

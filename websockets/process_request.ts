@@ -1,12 +1,12 @@
-// Lets `processRequest` of the options answer or refuse a request, for so long as that may take.
+// Lets `processRequest` of the options answer or refuse a request, in the time that it has for that.
 
 import { delay } from "@std/async";
-import { isHandshake, mayHaveBody, refuse, RETRY_AFTER } from "./handshake.ts";
+import { isHandshake, refuse, RETRY_AFTER } from "./handshake.ts";
 import { describeError, type Log } from "./log.ts";
 import type { ProcessRequest, RequestInfo } from "./options.ts";
 import { Body, type BodyLimits } from "./request_body.ts";
 
-/** What the server says about the requests that it lets `processRequest` decide about. */
+/** What the server allows a request that `processRequest` decides about. */
 export interface RequestLimits extends BodyLimits {
   /** Milliseconds that an answer may take, and the body without any progress. */
   timeout: number;
@@ -19,8 +19,8 @@ export interface RequestLimits extends BodyLimits {
  * Asks `processRequest`.
  *
  * @param all The functions to ask, of which the first answer counts.
- * @returns The answer, at once if it is there at once. A refusal, if it took too long or failed.
- * `undefined` lets the request go on.
+ * @returns The answer, without a promise if it is there at once. It is a refusal if `processRequest`
+ * took too long or failed. `undefined` lets the request go on.
  */
 export function askFirst(
   all: ProcessRequest[],
@@ -29,7 +29,9 @@ export function askFirst(
   limits: RequestLimits,
 ): Response | undefined | Promise<Response | undefined> {
   const { log } = limits;
-  const body = mayHaveBody(request) ? new Body(request, limits) : undefined;
+  // The runtime gives GET and HEAD no body. Every other body counts, also that of an OPTIONS.
+  const isBodyless = request.method === "GET" || request.method === "HEAD";
+  const body = isBodyless ? undefined : new Body(request, limits);
   const completed = Promise.withResolvers<void>();
   const info = { remoteAddr, completed: completed.promise };
   let isEnded = false;

@@ -13,12 +13,12 @@ const PAUSE = 100;
 const MAX_PAUSE = 30_000;
 /** Milliseconds that a connection lasts where the server is well, so that pauses are short again. */
 const LONG_ENOUGH = 1_000;
-/** Milliseconds after which somebody wants to know why nothing happens. */
+/** Milliseconds after which the log tells why nothing happens. */
 const SILENCE = 1_000;
 
-/** How long to try again, and whom to tell. */
+/** How long attempts go on, and who is told. */
 export interface RetryOptions {
-  /** Milliseconds for which it is tried again after each loss. */
+  /** Milliseconds after each loss in which other attempts are made. */
   patience?: number | undefined;
   /** Told when the server has been away for a second. */
   log?: Log | undefined;
@@ -40,7 +40,7 @@ export class Pauses {
     this.#options = options;
   }
 
-  /** Notes that a connection has ended that was made at this time. */
+  /** Notes the end of a connection that was opened at this time. */
   lose(openedAt: number): void {
     // A server that closes each connection at once is not asked more often than one that is away.
     if (performance.now() - openedAt < LONG_ENOUGH) return;
@@ -49,7 +49,7 @@ export class Pauses {
     this.#isTold = false;
   }
 
-  /** Waits until the next attempt is due, or throws `error` if that was tried for long enough. */
+  /** Waits until the next attempt is due, or throws `error` after `patience`. */
   async wait(error?: Error): Promise<void> {
     const { patience = Infinity, signal } = this.#options;
     const lasted = performance.now() - this.#lostAt;
@@ -71,7 +71,7 @@ export class Pauses {
   }
 }
 
-/** Whether the server may only be away. A computer that wakes up finds no host at first. */
+/** Whether the server may only be away. A computer that has just woken up finds no host. */
 export function mayPass(error: unknown, wasThere: boolean): error is Error {
   if (error instanceof ConnectionClosed) return isLost(error);
   if (!(error instanceof ConnectionFailed)) return false;

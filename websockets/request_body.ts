@@ -10,12 +10,13 @@ export interface BodyLimits {
   count(bytes: number): void;
 }
 
-/** A body on its way to `processRequest`: each byte counts as it arrives, whatever was declared. */
+/** A body on its way to `processRequest`: each byte counts when it arrives, whatever was declared. */
 export class Body {
   /** The request whose body is counted. */
   readonly request: Request;
   /** Settles only if the body is too large. */
   readonly refused: Promise<Response>;
+  /** When some of it has arrived last, in milliseconds. */
   progressAt: number = performance.now();
   readonly #limits: BodyLimits;
   #arrived = 0;
@@ -49,7 +50,7 @@ export class Body {
     return this.request.bodyUsed && !this.#isComplete;
   }
 
-  /** Counts it no more. */
+  /** Stops counting it. */
   free(): void {
     this.#isFree = true;
     this.#limits.count(-this.#arrived);

@@ -3,7 +3,7 @@
 import type { Close } from "./close_codes.ts";
 import { type Content, copyOf, isCopy } from "./message.ts";
 
-/** Bytes that a message takes while it waits, beside its content, and for each of its clients. */
+/** Bytes that a message takes beside its content while it waits, and more for each of its clients. */
 const MESSAGE_COST = 400;
 const CLIENT_COST = 16;
 
@@ -14,7 +14,7 @@ export interface WaitingMessage {
   isText: boolean;
   /** For how many clients it waits. */
   clients: number;
-  /** The client because of which it waits; none for what no client has made a handler send. */
+  /** The client whose message made a handler send it, if there is one. */
   cause: Holder | undefined;
 }
 
@@ -40,7 +40,7 @@ export interface Holder {
 export interface BudgetClient extends Holder {
   /** When it last took something, on the clock of the budget. */
   takenAt: number;
-  /** Whether the connection is open as far as the runtime knows. */
+  /** Whether the connection is open. If it is not, the runtime may not have told its end yet. */
   readonly isOpen: boolean;
   /** Whether more can be handed over for it. */
   readonly isEager: boolean;

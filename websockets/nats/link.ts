@@ -6,7 +6,7 @@ import { unescape } from "node:querystring";
 import { type Log, printable } from "../log.ts";
 import { type SocketOptions, SocketTransport } from "./transport.ts";
 
-/** The name is no literal where it is imported, because Deno would fetch it before it is needed. */
+/** The import below has no literal, because Deno would fetch a literal before it is needed. */
 const PACKAGE: string = "@nats-io/nats-core/internal";
 
 /** How to reach NATS. All times are in milliseconds. */

@@ -7,7 +7,7 @@ import type { Server } from "../serve.ts";
 
 /** Bytes that may wait for NATS. With more, handlers wait; while NATS is away, more is lost. */
 const MAX_OUTGOING = 4 * 1024 ** 2;
-/** Bytes that NATS is to confirm at once: a ping waits no longer than they take. */
+/** Bytes that NATS is to confirm at once. They are few, because a ping of nats.js waits behind them. */
 const BATCH = 1024 ** 2;
 /** Bytes that a message takes while it waits, beside its content. */
 const QUEUED_COST = 128;
@@ -26,7 +26,7 @@ export class Outgoing {
   #published = Promise.resolve();
   /** How many messages were lost since that was last told. */
   #lost = 0;
-  /** When the other servers have had the time to come back, too. */
+  /** When the other servers have had time to come back as well, in milliseconds. */
   #settledAt = 0;
 
   constructor(nats: NatsConnection, log: Log) {

@@ -22,8 +22,8 @@ export type FlagValues<Described extends Flags> = {
 
 /** No machine has more bytes or clients than this. */
 const MAX_WHOLE_NUMBER = 2 ** 40;
-/** Seconds of 24 days, after which the timers of the runtime end. */
-const MAX_SECONDS = 2 ** 31 / 1000;
+/** Seconds of 24 days. With more, the timers of the runtime would end at once. */
+const MAX_SECONDS = 24 * 24 * 60 * 60;
 
 /** A mistake in the command line. It is marked like those that `parseArgs` of `node:util` finds. */
 export function usageError(message: string): Error {
@@ -61,12 +61,8 @@ export function parseFlags<Described extends Flags>(
   const read = kinds.flatMap(({ name, kind }) => {
     const given = values[name];
     if (given === undefined) return [];
-    return [[
-      name,
-      Array.isArray(given)
-        ? given.map((each) => valueOf(name, kind, each))
-        : valueOf(name, kind, given),
-    ]];
+    const toValue = (each: string | boolean) => valueOf(name, kind, each);
+    return [[name, Array.isArray(given) ? given.map(toValue) : toValue(given)]];
   });
   return { values: Object.fromEntries(read) as FlagValues<Described>, positionals };
 }
@@ -94,8 +90,8 @@ function wholeNumber(flag: string, text: string, least: number, most: number): n
   throw usageError(`--${flag} takes a whole number from ${least} to ${most}, not "${text}".`);
 }
 
-/** A number of seconds. Deno's timers end after 24 days: more is for ever. */
+/** A number of seconds. More than 24 days are 24 days. */
 function seconds(flag: string, text: string): number {
-  if (/^\d+(\.\d+)?$/.test(text)) return Number(text) < MAX_SECONDS ? Number(text) : Infinity;
+  if (/^\d+(\.\d+)?$/.test(text)) return Math.min(Number(text), MAX_SECONDS);
   throw usageError(`--${flag} takes a number of seconds, not "${text}".`);
 }

@@ -7,12 +7,6 @@ import { describeFlags, type Flags } from "./flags.ts";
 /** Thrown out of a script that Ctrl-C has told to end. */
 class Interrupted extends Error {}
 
-/** How a script is started: the command, and what is behind its flags. */
-function commandOf(operands: string): string {
-  const script = new URL(Deno.mainModule).pathname.split("/").at(-1);
-  return `deno run --allow-net ${script} [flags]${operands && ` ${operands}`}`;
-}
-
 /**
  * The usage of a script.
  *
@@ -20,8 +14,10 @@ function commandOf(operands: string): string {
  * @param operands What stands behind the flags, such as `[URL]`, and lines that explain it.
  */
 export function usageOf(flags: Flags, operands = "", explained = ""): string {
+  const script = new URL(Deno.mainModule).pathname.split("/").at(-1);
+  const usage = `Usage: deno run --allow-net ${script} [flags] ${operands}`.trim();
   const all = describeFlags({ ...flags, help: "print this" });
-  return [`Usage: ${commandOf(operands)}`, ...explained ? [explained] : [], all].join("\n");
+  return [usage, ...explained ? [explained] : [], all].join("\n");
 }
 
 /**

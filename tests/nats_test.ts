@@ -9,11 +9,11 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import { delay, retry } from "@std/async";
+import { delay } from "@std/async";
 import { serve } from "websockets";
 import { Relay, type RelayOptions, roomSubject } from "websockets/nats.ts";
 import { SocketTransport } from "../websockets/nats/transport.ts";
-import { Inbox, TestClient, within } from "./helpers.ts";
+import { eventually, freePort, Inbox, TestClient, within } from "./helpers.ts";
 import { NATS_SERVER, test } from "./needs.ts";
 import { Script } from "./programs.ts";
 import { handshake, RawClient } from "./raw.ts";
@@ -43,12 +43,7 @@ function natsTest(name: string, fn: (broker: Broker) => Promise<void>): void {
 /** Waits until a program that listens at this port can be connected to. */
 async function listening(port: number): Promise<void> {
   const connect = async () => (await RawClient.open(port))[Symbol.dispose]();
-  await retry(connect, { minTimeout: 10, maxTimeout: 50, maxAttempts: 100 });
-}
-
-function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
+  await eventually(connect);
 }
 
 /** A nats-server, which can be stopped and started again at the same address. */
@@ -87,29 +82,25 @@ class Broker implements AsyncDisposable {
 
   /** Waits until there are so many subscriptions. */
   async has(count: number): Promise<void> {
-    await retry(async () => assertEquals(await this.subscriptions(), count), {
-      minTimeout: 20,
-      maxTimeout: 20,
-      maxAttempts: 500,
-    });
+    await eventually(async () => assertEquals(await this.subscriptions(), count));
   }
 
   /** Waits until it knows another server of its cluster. */
   async isRouted(): Promise<void> {
-    await retry(async () => {
+    await eventually(async () => {
       const answer = await fetch(`http://127.0.0.1:${this.#monitor}/routez`);
       assert((await answer.json()).num_routes > 0, "There is no route.");
-    }, { minTimeout: 20, maxTimeout: 20, maxAttempts: 500 });
+    });
   }
 
   /** Makes it stand still. A busy system takes a while to do so. */
   async pause(): Promise<void> {
     this.#process?.kill("SIGSTOP");
     const args = ["-o", "state=", "-p", `${this.#process?.pid}`];
-    await retry(async () => {
+    await eventually(async () => {
       const { stdout } = await new Deno.Command("ps", { args }).output();
       assertMatch(new TextDecoder().decode(stdout), /^T/);
-    }, { minTimeout: 1, maxTimeout: 10, maxAttempts: 100 });
+    });
   }
 
   resume(): void {
@@ -863,10 +854,10 @@ natsTest("another server of NATS's cluster takes over", async (broker) => {
   await using there = await startRelay(second.url);
   await there.enter("");
   // A route between the servers is there when the first message arrives.
-  await retry(() => {
+  await eventually(() => {
     here.publish("", "hello");
     assert(there.messages.all.length > 0, "The servers of the cluster do not know each other.");
-  }, { minTimeout: 50, maxTimeout: 50, maxAttempts: 200 });
+  });
   await broker.stop();
   await heard(here.lines, "NATS is back.");
   here.publish("", "the end");
@@ -967,7 +958,7 @@ natsTest("an error of `receive` is told, and costs no other message", async (bro
   await there.enter("");
   for (const message of ["one", "two"]) here.publish("", message);
   await there.lines.next();
-  await retry(() => assertEquals(heard, ["one", "two"]), { minTimeout: 10, maxTimeout: 50 });
+  await eventually(() => assertEquals(heard, ["one", "two"]));
   assertEquals(there.lines.all, [
     "A message of another server was not received. Error: This is a test.",
   ]);

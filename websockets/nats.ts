@@ -16,6 +16,8 @@ const JOIN_TIMEOUT = 1_000;
 /** Milliseconds between lines that count what was not taken. */
 const REPORT_INTERVAL = 1_000;
 
+export type { Budget, LinkOptions };
+
 /** How to reach the other servers. */
 export interface RelayOptions extends LinkOptions {
   /** The NATS subject of the common room, and the beginning of that of all others. */

@@ -13,6 +13,7 @@ const PACKAGE: string = "@nats-io/nats-core/internal";
 export interface LinkOptions {
   /** Where NATS is: `nats://user:password@localhost:4222`, or `tls://token@example.com`. */
   url: string;
+  /** Told when NATS is lost and back, and what was not relayed. */
   log: Log;
   /** What NATS gets to let a server in, and to take what waits when a server stops (3,000). */
   timeout?: number;

@@ -8,9 +8,10 @@ import { parseArgs } from "node:util";
  */
 export type Flags = Record<string, string>;
 
-/** The kinds of values that are numbers. All others are texts. */
-type NumberKind = "COUNT" | "BYTES" | "PORT" | "SECONDS";
-type ValueOf<Kind extends string> = Kind extends NumberKind ? number : string;
+/** What a word makes of a value: a number of these kinds, or else a text. */
+export type ValueOf<Kind extends string> = Kind extends "COUNT" | "BYTES" | "PORT" | "SECONDS"
+  ? number
+  : string;
 
 /** What the flags of a command line say. What is not given is `undefined`. */
 export type FlagValues<Described extends Flags> = {

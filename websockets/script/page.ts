@@ -1,5 +1,6 @@
 // The page of a script, which `GET /` is answered with.
 
+import { isHandshake } from "../handshake.ts";
 import type { ProcessRequest } from "../options.ts";
 
 /** What a page says itself of what it may do: that is repeated in a header. */
@@ -15,8 +16,8 @@ export function servePage(page: string): ProcessRequest {
     "Content-Security-Policy": ["frame-ancestors 'none'", policy].filter(Boolean).join("; "),
   };
   return (request) => {
-    const isPage = (request.method === "GET" || request.method === "HEAD") &&
-      request.headers.get("sec-websocket-key") === null && new URL(request.url).pathname === "/";
+    const mayBePage = ["GET", "HEAD"].includes(request.method) && !isHandshake(request);
+    const isPage = mayBePage && new URL(request.url).pathname === "/";
     return isPage ? new Response(page, { headers }) : undefined;
   };
 }

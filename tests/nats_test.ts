@@ -947,6 +947,19 @@ test({ needs: "net" }, "a connection that nats.js reads no more is closed", asyn
   assertEquals(transport.closeError?.message, `not understood: ${GREETING}`);
 });
 
+natsTest("what is published after the relay is closed is told to be lost", async (broker) => {
+  await using relay = await startRelay(broker.url);
+  await relay.close();
+  for (const message of ["one", "two"]) {
+    await relay.publish("", message);
+    assertEquals(
+      await relay.lines.next(),
+      "Messages not relayed to the other servers: 1.",
+      message,
+    );
+  }
+});
+
 natsTest("an error of `receive` is told, and costs no other message", async (broker) => {
   const heard: unknown[] = [];
   const receive = (_room: string, message: unknown) => {

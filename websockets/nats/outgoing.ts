@@ -26,6 +26,7 @@ export class Outgoing {
   #published = Promise.resolve();
   /** How many messages were lost since that was last told. */
   #lost = 0;
+  #isClosed = false;
   /** When the other servers have had time to come back as well, in milliseconds. */
   #settledAt = 0;
 
@@ -57,6 +58,10 @@ export class Outgoing {
 
   /** Sends a message after all others. Where much waits, this waits for NATS. */
   async publish(subject: string, bytes: Uint8Array): Promise<void> {
+    if (this.#isClosed) {
+      this.#lost++;
+      return this.#report();
+    }
     const size = bytes.length + QUEUED_COST;
     const isMuch = this.#waitingBytes + size > MAX_OUTGOING || this.isFull;
     const isAway = this.#nats.isClosed() || this.#pause > 0;
@@ -137,6 +142,7 @@ export class Outgoing {
       this.#count(-bytes.length - QUEUED_COST);
       done();
     }
+    this.#isClosed = true;
     this.#report();
   }
 }

@@ -8,8 +8,7 @@ import { Machine } from "./machine.ts";
 import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
 import { ask, handshake } from "./raw.ts";
 import type { Program } from "./programs.ts";
-import { blocksOf, deno, makeFolder, read, REFERENCE } from "./readme.ts";
-import { ROOT, sectionOf, stepOf } from "./readme.ts";
+import { blocksOf, deno, makeFolder, read, REFERENCE, ROOT, sectionOf, stepOf } from "./readme.ts";
 
 /** The names of the blocks that are run. */
 const tested = new Set<string>();

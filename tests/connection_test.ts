@@ -3,8 +3,14 @@
 
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { delay } from "@std/async";
-import { connect, type Connection, ConnectionClosed, type Handler, serve } from "websockets";
-import type { Message } from "websockets";
+import {
+  connect,
+  type Connection,
+  ConnectionClosed,
+  type Handler,
+  type Message,
+  serve,
+} from "websockets";
 import { withBothEnds } from "./ends.ts";
 import { Inbox, startServer, TestClient, within } from "./helpers.ts";
 import { test } from "./needs.ts";

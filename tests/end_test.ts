@@ -3,8 +3,7 @@
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { delay } from "@std/async";
-import { type Close, type Connection, ConnectionClosed, serve } from "websockets";
-import type { Message } from "websockets";
+import { type Close, type Connection, ConnectionClosed, type Message, serve } from "websockets";
 import { Budget } from "../websockets/budget.ts";
 import { Connection as BareConnection } from "../websockets/connection.ts";
 import { Outbox } from "../websockets/outbox.ts";

@@ -7,8 +7,17 @@ import { existsSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { Machine, prints, shows } from "./machine.ts";
 import { test } from "./needs.ts";
-import { type Block, blocksOf, CHINESE_WALK, commandsOf, read, REFERENCE } from "./readme.ts";
-import { ROOT, stepOf, WALK } from "./readme.ts";
+import {
+  type Block,
+  blocksOf,
+  CHINESE_WALK,
+  commandsOf,
+  read,
+  REFERENCE,
+  ROOT,
+  stepOf,
+  WALK,
+} from "./readme.ts";
 
 const ECHO_SERVER = "deno run --allow-net server.ts";
 

@@ -2,8 +2,13 @@
 
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { delay } from "@std/async";
-import { connect, type Connection, ConnectionClosed, ConnectionFailed } from "websockets";
-import type { Message } from "websockets";
+import {
+  connect,
+  type Connection,
+  ConnectionClosed,
+  ConnectionFailed,
+  type Message,
+} from "websockets";
 import { whileAway } from "websockets/script.ts";
 import { Inbox, startServer, within } from "./helpers.ts";
 import { test } from "./needs.ts";

@@ -3,8 +3,14 @@
 
 import { assert, assertEquals, assertLessOrEqual, assertMatch, assertThrows } from "@std/assert";
 import { delay } from "@std/async";
-import { connect, type Connection, type Handler } from "websockets";
-import { serve, type ServeOptions, type Server } from "websockets";
+import {
+  connect,
+  type Connection,
+  type Handler,
+  serve,
+  type ServeOptions,
+  type Server,
+} from "websockets";
 import { eventually, freePort, Inbox, startServer, TestClient, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { ask, frame, handshake, RawClient } from "./raw.ts";

@@ -1,12 +1,24 @@
 // What `serve` promises to all that connect, in whatever way: each promise of the README has a test.
 
-import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
-import { assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertLessOrEqual,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
 import { handler } from "../server.ts";
 import { type Handler, serve, type ServeOptions } from "websockets";
 import { MAX_MESSAGE } from "../websockets/options.ts";
-import { eventually, freePort, heldMemory, Inbox, startServer } from "./helpers.ts";
-import { TestClient, within } from "./helpers.ts";
+import {
+  eventually,
+  freePort,
+  heldMemory,
+  Inbox,
+  startServer,
+  TestClient,
+  within,
+} from "./helpers.ts";
 import { test } from "./needs.ts";
 import { assertDescriptors, countDescriptors, Program, Script } from "./programs.ts";
 import { ask, frame, handshake, RawClient } from "./raw.ts";

@@ -7,8 +7,17 @@ import { Clients, type Handler } from "./clients.ts";
 import type { Connection } from "./connection.ts";
 import { overlookRejections } from "./connection_closed.ts";
 import { answerPreflight, isPreflight, makeReadable } from "./cross_origin.ts";
-import { askForUpgrade, isHandshake, isKnownOrigin, mayHaveBody, refuse } from "./handshake.ts";
-import { refuseBody, refuseHandshake, RETRY_AFTER, selectSubprotocol } from "./handshake.ts";
+import {
+  askForUpgrade,
+  isHandshake,
+  isKnownOrigin,
+  mayHaveBody,
+  refuse,
+  refuseBody,
+  refuseHandshake,
+  RETRY_AFTER,
+  selectSubprotocol,
+} from "./handshake.ts";
 import { errorLog, type Log, printable, unfailing } from "./log.ts";
 import { type AcceptOptions, type Limits, limitsOf, type RequestInfo } from "./options.ts";
 import { askFirst, type RequestLimits } from "./process_request.ts";

@@ -518,7 +518,7 @@ test({ needs: "net" }, "a log that sends its lines to all tells each drop once",
       broadcast(room.members, line);
     },
   });
-  using _sleeper = await RawClient.upgraded(room.port);
+  using sleeper = await RawClient.upgraded(room.port);
   await using readers = await connect(room.url, 2);
   await joined(room, 3);
   for (let number = 0; lines.length === 0; number++) {
@@ -529,6 +529,7 @@ test({ needs: "net" }, "a log that sends its lines to all tells each drop once",
   // The first reader may have got the line in place of a number.
   await readers[1].messages.next((message) => message === READ_TOO_LITTLE);
   assertEquals([lines, room.members.size], [[READ_TOO_LITTLE], 2]);
+  assertEquals((await sleeper.readClose()).code, 1008);
 });
 
 // What is sent is what arrives.

@@ -1,5 +1,6 @@
 /// <reference types="./std.d.ts" />
-// What the reference shows. Every block of code in it is run, by a test here or in deploy_test.ts.
+// What the reference and the recipes show. Every block of code in them is run, by a test here or in
+// deploy_test.ts.
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { cp } from "node:fs/promises";
@@ -8,7 +9,17 @@ import { Machine } from "./machine.ts";
 import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
 import { ask, handshake } from "./raw.ts";
 import type { Program } from "./programs.ts";
-import { blocksOf, deno, makeFolder, read, REFERENCE, ROOT, sectionOf, stepOf } from "./readme.ts";
+import {
+  deno,
+  libraryBlocks,
+  makeFolder,
+  read,
+  RECIPES,
+  REFERENCE,
+  ROOT,
+  sectionOf,
+  stepOf,
+} from "./readme.ts";
 
 /** The names of the blocks that are run. */
 const tested = new Set<string>();
@@ -19,7 +30,7 @@ async function copyLibrary(port: number) {
   for (const name of ["websockets", "deno.lock"]) {
     await cp(ROOT + name, `${folder.path}/${name}`, { recursive: true });
   }
-  for (const block of blocksOf(REFERENCE).filter(({ name }) => name)) {
+  for (const block of libraryBlocks().filter(({ name }) => name)) {
     const text = block.text.replace(/(port: |localhost:)8000/, `$1${port}`);
     await Deno.writeTextFile(`${folder.path}/${block.name}`, text);
   }
@@ -199,7 +210,7 @@ test(
   "handler_test.ts passes, the types of all answers are right, and the tasks of deno.json work",
   async () => {
     await using machine = await Machine.start();
-    await machine.save([...stepOf(6), ...blocksOf(REFERENCE)]);
+    await machine.save([...stepOf(6), ...libraryBlocks()]);
     await machine.serve("deno task start");
     const tasks = ["check", "test"].map((task) => machine.run(`deno task ${task}`));
     await Array.fromAsync(machine.follow(sectionOf("How do I test a handler?")));
@@ -234,7 +245,7 @@ test(
 
 test({ needs: "run" }, "every block is run, or is a drawing", () => {
   const shells = ["How do I test a handler?", "More than one server"];
-  const blocks = blocksOf(REFERENCE);
+  const blocks = libraryBlocks();
   const others = blocks.filter(({ section, tag, name }) =>
     !tested.has(name) && !["nginx", "ini", "mermaid"].includes(tag) &&
     !(tag === "sh" && shells.includes(section))
@@ -242,7 +253,7 @@ test({ needs: "run" }, "every block is run, or is a drawing", () => {
   assertEquals(others, []);
   assertEquals(
     blocks.length,
-    read(REFERENCE).match(/^```\w/gm)?.length,
+    [REFERENCE, RECIPES].flatMap((path) => read(path).match(/^```\w/gm)).length,
     "a block that is not read",
   );
 });

@@ -9,6 +9,8 @@ export const ROOT = fileURLToPath(new URL("../", import.meta.url));
 export const WALK = "README.md";
 export const CHINESE_WALK = "README.zh-CN.md";
 export const REFERENCE = "websockets/README.md";
+export const RECIPES = "websockets/RECIPES.md";
+export const ALL = [WALK, CHINESE_WALK, REFERENCE, RECIPES];
 
 /** A block of a text. */
 export interface Block {
@@ -47,14 +49,19 @@ export function stepOf(number: number): Block[] {
   return blocksOf(WALK).filter(({ section }) => section.startsWith(`${number}. `));
 }
 
-/** The blocks of the reference with this heading above them. */
-export function sectionOf(heading: string): Block[] {
-  return blocksOf(REFERENCE).filter(({ section }) => section === heading);
+/** The blocks of the reference and of the recipes. */
+export function libraryBlocks(): Block[] {
+  return [REFERENCE, RECIPES].flatMap(blocksOf);
 }
 
-/** The only block of the reference in this language. */
+/** Those with this heading above them. */
+export function sectionOf(heading: string): Block[] {
+  return libraryBlocks().filter(({ section }) => section === heading);
+}
+
+/** The only one of them in this language. */
 export function blockOf(tag: string): string {
-  const block = blocksOf(REFERENCE).find((each) => each.tag === tag);
+  const block = libraryBlocks().find((each) => each.tag === tag);
   assert(block, `The reference has no block of ${tag}.`);
   return block.text;
 }

@@ -8,6 +8,7 @@ import { dirname, join, normalize } from "node:path";
 import { Machine, prints, shows } from "./machine.ts";
 import { test } from "./needs.ts";
 import {
+  ALL,
   type Block,
   blocksOf,
   CHINESE_WALK,
@@ -162,7 +163,7 @@ function anchorOf(heading: string): string {
 }
 
 test({ needs: "run" }, "every link leads to a file and a heading that are there", () => {
-  for (const path of [WALK, CHINESE_WALK, REFERENCE]) {
+  for (const path of ALL) {
     const links = [...read(path).matchAll(/(?:\]\(|src=")(?!http)([^)"#]*)#?([^)"]*)[)"]/g)];
     const broken = links.filter(([, file, anchor]) => {
       const target = file ? normalize(join(dirname(path), file)) : path;
@@ -193,7 +194,7 @@ test({ needs: "run" }, "every flag that is named is one of a script, or of Deno"
     return new TextDecoder().decode(stdout);
   }));
   const known = new Set(helps.join("\n").match(/(?<![\w-])--[a-z-]+/g));
-  for (const path of [WALK, CHINESE_WALK, REFERENCE]) {
+  for (const path of ALL) {
     // What other programs than Deno are told is no business of this test.
     const text = read(path).replace(/^ *(curl|npm|npx) .*$|`curl [^`]*`/gm, "");
     const named = text.match(/(?<![\w-])--[a-z][a-z-]*/g) ?? [];

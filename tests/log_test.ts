@@ -1,7 +1,7 @@
 /// <reference types="./std.d.ts" />
 // Logs that no peer can misuse, and errors in them. It needs no permission.
 
-import { assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { describeError, limited, printable, unfailing } from "../websockets/log.ts";
 
 // Text that a peer has sent.
@@ -120,8 +120,15 @@ Deno.test("a log is told a line alone where no option says so, as `console.error
 
 Deno.test("an error is described with its stack, each line of it printable", () => {
   const [first, second, ...stack] = describeError(new Error("\x1b[31mbroken\nin two")).split("\n");
-  assertEquals([first, second], [String.raw`Error: \u{1b}[31mbroken`, "in two"]);
+  assertEquals([first, second], [String.raw`Error: \u{1b}[31mbroken`, "    in two"]);
   assertMatch(stack[0], /^ {4}at .*log_test\.ts:\d+:\d+/);
+});
+
+Deno.test("no line of an error looks like a line of the log, whatever its message says", () => {
+  const cause = new Error("\n\u200dA client left.\n A client left.\r\vA client left.");
+  const [, ...lines] = describeError(new Error("\nA client left.", { cause })).split("\n");
+  assert(lines.length > 5);
+  assertEquals(lines.filter((line) => !/^ {4}/.test(line)), []);
 });
 
 Deno.test("an error is described in 2,000 characters", () => {

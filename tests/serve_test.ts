@@ -299,6 +299,18 @@ test(
   },
 );
 
+test({ needs: "net" }, "a client puts no line of its own into the log", async () => {
+  using errors = watchErrors();
+  const handler: Handler = async (websocket) => JSON.parse(String(await websocket.receive()));
+  await using server = serve(handler, { port: 0 });
+  await using client = await TestClient.open(urlOf(server));
+  client.send("\nIt left.");
+  const [first, second, ...stack] = (await errors.lines.next()).split("\n");
+  assertMatch(first, /^The handler failed: SyntaxError: /);
+  assertEquals(second, '    It left." is not valid JSON');
+  assert(stack.length > 0 && stack.every((line) => line.startsWith("    at ")), `${stack}`);
+});
+
 test({ needs: "net" }, "a test of a handler that fails leaves nothing behind", async () => {
   // This is the test that a user writes. The sanitizers of Deno see what it leaves.
   using errors = watchErrors();

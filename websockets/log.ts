@@ -31,9 +31,13 @@ export function printable(text: string, length: number = MAX_PRINTED): string {
   );
 }
 
-/** The same for the lines of an error with its stack. */
+/**
+ * The same for an error with its stack. Each line after the first is indented, so that none of them
+ * looks like a line of the log.
+ */
 function printableLines(text: string): string {
-  return text.slice(0, MAX_ERROR).split("\n").map((line) => printable(line, Infinity)).join("\n");
+  const lines = text.slice(0, MAX_ERROR).split("\n").map((line) => printable(line, Infinity));
+  return lines.join("\n").replace(/\n(?! {4})/g, "\n    ");
 }
 
 /** A log that prints only what is `printable`, and counts the lines that are too many a second. */

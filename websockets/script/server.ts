@@ -45,9 +45,9 @@ export interface RunServerOptions<Own extends Flags> extends ServeOptions {
 type Settings = ServeOptions & { hostname: string; port: number };
 
 /**
- * Runs a server as the flags say until SIGINT, SIGTERM or SIGHUP. Then nobody is let in any more, every
- * client gets what waits for it and 1001, and the process ends with 0. A second signal ends it at
- * once. A mistake is told in one line, and the process ends with 1, or 2 if a flag is wrong.
+ * Runs a server as the flags say until SIGINT, SIGTERM or SIGHUP. Then nobody is let in any more,
+ * every client gets what waits for it and 1001, and the process ends with 0. A second signal ends
+ * it at once. A mistake is told in one line, and the process ends with 1, or 2 if a flag is wrong.
  *
  * @param name What the first line calls the server.
  * @param options What holds where the flags say nothing.
@@ -162,7 +162,7 @@ function stopOnSignals(server: Server, timeout: number, release?: () => unknown)
     await release?.();
     Deno.exit(0);
   };
-  // Windows has no others, and listening for them throws.
+  // There is no SIGTERM on Windows, and listening for it throws.
   const others = Deno.build.os === "windows" ? [] : ["SIGTERM", "SIGHUP"] as const;
   for (const signal of ["SIGINT", ...others] as const) Deno.addSignalListener(signal, stop);
 }

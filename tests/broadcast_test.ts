@@ -542,13 +542,19 @@ test(
   },
 );
 
-test({ needs: "run" }, "The server stops: SIGTERM ends it with 0, and all get 1001", async () => {
-  await using server = await start();
-  await using clients = await join(server, 3);
-  server.kill("SIGTERM");
-  for (const client of clients) {
-    assertEquals((await within(client.closed, "the close")).code, 1001);
-  }
-  assertEquals(await server.end(), 0);
-  assertEquals(server.errors.all, []);
-});
+for (const signal of ["SIGTERM", "SIGHUP"] as const) {
+  test(
+    { needs: "run" },
+    `The server stops: ${signal} ends it with 0, and all get 1001`,
+    async () => {
+      await using server = await start();
+      await using clients = await join(server, 3);
+      server.kill(signal);
+      for (const client of clients) {
+        assertEquals((await within(client.closed, "the close")).code, 1001);
+      }
+      assertEquals(await server.end(), 0);
+      assertEquals(server.errors.all, []);
+    },
+  );
+}

@@ -8,8 +8,8 @@ import { read, REFERENCE, ROOT } from "./readme.ts";
 /** The limits that no test shows, and why. */
 const NOT_SHOWN: Record<string, string> = {
   "Slow readers": "The steps depend on the buffers of the system.",
-  "Late pings": "How much is before a ping depends on the buffers of the system.",
   "Small frames": "How long the others wait depends on the speed of the machine.",
+  "Large messages over TLS": "Whether bytes are kept depends on the buffers of the system.",
   "Frozen NATS over TLS": "It takes the time of a lost TCP connection.",
   "Full pipes": "The system does this to every program.",
 };

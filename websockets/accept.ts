@@ -6,12 +6,13 @@ import { Budget } from "./budget.ts";
 import { Clients, type Handler } from "./clients.ts";
 import type { Connection } from "./connection.ts";
 import { overlookRejections } from "./connection_closed.ts";
-import { answerPreflight, isPreflight, makeReadable } from "./cross_origin.ts";
+import { answerOptions, makeReadable } from "./cross_origin.ts";
 import {
   askForUpgrade,
   isHandshake,
   isKnownOrigin,
   mayHaveBody,
+  Refusals,
   refuse,
   refuseBody,
   refuseHandshake,
@@ -20,7 +21,7 @@ import {
 } from "./handshake.ts";
 import { errorLog, type Log, printable, unfailing } from "./log.ts";
 import { type AcceptOptions, type Limits, limitsOf, type RequestInfo } from "./options.ts";
-import { askFirst, type RequestLimits } from "./process_request.ts";
+import { Requests } from "./requests.ts";
 
 /** Milliseconds that a stopping server waits for its clients: containers are killed after 10 s. */
 export const SHUTDOWN_TIMEOUT = 5_000;
@@ -37,14 +38,12 @@ export function accept(handler: Handler, options: AcceptOptions = {}): Acceptor 
 
 /** What lets clients in. `accept` makes it. */
 export class Acceptor implements AsyncDisposable {
-  readonly #options: AcceptOptions;
+  readonly #refused = new Refusals();
   readonly #limits: Limits;
-  readonly #requestLimits: RequestLimits;
   readonly #log: Log;
   readonly #budget: Budget;
   readonly #clients: Clients;
-  /** How many requests are not decided about yet. */
-  #pending = 0;
+  readonly #requests: Requests;
   readonly #stopping = new AbortController();
   readonly #stopOverlooking: () => void;
   readonly #closingCheck?: ReturnType<typeof setInterval>;
@@ -52,16 +51,16 @@ export class Acceptor implements AsyncDisposable {
 
   /** @ignore `accept` calls it. */
   constructor(handler: Handler, options: AcceptOptions) {
-    this.#options = options;
     this.#limits = limitsOf(options);
-    const { maxMessage, maxWaiting, timeout } = this.#limits;
+    const { maxMessage, maxBody, maxWaiting, timeout } = this.#limits;
     const log = unfailing(options.log ?? errorLog);
     this.#log = log;
     this.#budget = new Budget(maxWaiting, timeout);
     this.#clients = new Clients(handler, this.#budget, { maxMessage, isClient: false, log });
-    const count = (bytes: number) => this.countWaiting(bytes);
-    const { signal } = this.#stopping;
-    this.#requestLimits = { timeout, maxBody: maxMessage, stopping: signal, count, log };
+    const [refused, stopping] = [this.#refused, this.#stopping.signal];
+    const count = (bytes: number) => this.#requests.count(bytes);
+    const limits = { maxBody, timeout, stopping, count, refused, log };
+    this.#requests = new Requests([options.processRequest ?? []].flat(), limits, maxWaiting);
     this.#stopOverlooking = overlookRejections();
     if (timeout === Infinity) return;
     this.#closingCheck = setInterval(() => this.#budget.findClosing(), timeout);
@@ -72,12 +71,22 @@ export class Acceptor implements AsyncDisposable {
     return this.#clients.all;
   }
 
-  /** How many bytes wait for all clients together. */
-  get waiting(): number {
-    return this.#budget.bytes;
+  /** How many handshakes and requests with a body were refused, by what has refused them. */
+  get refused(): Readonly<Refusals> {
+    return this.#refused;
   }
 
-  /** Whether more waits than may: then nobody is let in, and a handler should not add to it. */
+  /** How many clients were dropped, because too much waited or because they did not answer. */
+  get dropped(): number {
+    return this.#budget.dropped;
+  }
+
+  /** How many bytes wait for all clients together, and of bodies that have arrived. */
+  get waiting(): number {
+    return this.#budget.bytes + this.#requests.bytes;
+  }
+
+  /** Whether more waits for the clients than may: then nobody is let in, and a handler should not add to it. */
   get isFull(): boolean {
     return this.#budget.isFull;
   }
@@ -120,52 +129,66 @@ export class Acceptor implements AsyncDisposable {
 
   #answer(request: Request, info: RequestInfo): Response | Promise<Response> {
     // A handler that parses such a URL would fail, and the log would show the URL with its token.
-    if (!URL.canParse(request.url)) return refuse(400, "The Host of the request can't be read.");
+    if (!URL.canParse(request.url)) {
+      return this.#count("handshake", refuse(400, "The Host of the request can't be read."));
+    }
     if (this.#stopping.signal.aborted) {
-      return refuse(503, "The server is shutting down.", RETRY_AFTER);
+      return this.#count("shutdown", refuse(503, "The server is shutting down.", RETRY_AFTER));
     }
     if (isHandshake(request)) {
-      return refuseHandshake(request) ?? this.#refuseClient(request) ??
+      return this.#count("handshake", refuseHandshake(request)) ?? this.#refusePage(request) ??
+        this.#refuseClient() ?? this.#refuseMore() ??
         this.#decide(request, info, () => this.#upgrade(request, info));
     }
     if (mayHaveBody(request)) {
-      const refusal = this.#refuseClient(request) ?? refuseBody(request, this.#limits.maxMessage);
+      const refusal = this.#refusePage(request) ?? this.#refuseMore() ??
+        this.#count("body", refuseBody(request, this.#limits.maxBody));
       if (refusal) return refusal;
     }
     const origin = request.headers.get("origin");
     // Only a page that is let in may read the answer.
     const isLetIn = origin !== null && isKnownOrigin(origin, this.#limits.origins);
     const readableBy = isLetIn ? origin : undefined;
-    if (isPreflight(request) && this.#options.processRequest) return answerPreflight(readableBy);
-    const response = this.#decide(request, info, askForUpgrade);
+    const otherwise = request.method === "OPTIONS" ? answerOptions : askForUpgrade;
+    const response = this.#decide(request, info, otherwise);
     if (response instanceof Response) return makeReadable(response, readableBy);
     return response.then((response) => makeReadable(response, readableBy));
   }
 
-  /** Refuses a client because of where it comes from, or because there is no room. */
-  #refuseClient({ headers }: Request): Response | undefined {
-    const origin = headers.get("origin");
-    const { origins, maxClients } = this.#limits;
-    if (!isKnownOrigin(origin, origins)) {
-      this.#log(`Refused a page from elsewhere: ${printable(`${origin}`)}.`, "origins");
-      return refuse(403, "Pages from this origin are not let in.");
-    }
-    if (this.clients.size + this.#pending >= maxClients) {
-      this.#log(`Refused a client: there are ${maxClients}.`, "maxClients");
-      return refuse(503, "There are too many clients, try again later.", RETRY_AFTER);
-    }
-    if (!this.isFull) return undefined;
-    this.#log("Refused a client: too much waits for the others.", "maxWaiting");
-    return refuse(503, "Too much waits for the clients, try again later.", RETRY_AFTER);
+  /** Counts a refusal, if it is one. */
+  #count<Refusal extends Response | undefined>(by: keyof Refusals, refusal: Refusal): Refusal {
+    if (refusal) this.#refused[by]++;
+    return refusal;
   }
 
-  /** Lets `processRequest` decide before `goOn`. Meanwhile the request counts as a client. */
+  #refusePage({ headers }: Request): Response | undefined {
+    const origin = headers.get("origin");
+    if (isKnownOrigin(origin, this.#limits.origins)) return;
+    this.#log(`Refused a page from elsewhere: ${printable(`${origin}`)}.`, "origins");
+    return this.#count("origins", refuse(403, "Pages from this origin are not let in."));
+  }
+
+  #refuseClient(): Response | undefined {
+    const { maxClients } = this.#limits;
+    if (this.clients.size + this.#requests.handshakes.size < maxClients) return;
+    this.#log(`Refused a client: there are ${maxClients}.`, "maxClients");
+    const text = "There are too many clients, try again later.";
+    return this.#count("maxClients", refuse(503, text, RETRY_AFTER));
+  }
+
+  /** Refuses what would make more wait, when too much does. */
+  #refuseMore(): Response | undefined {
+    if (!this.isFull) return;
+    this.#log("Refused a client: too much waits for the others.", "maxWaiting");
+    const text = "Too much waits for the clients, try again later.";
+    return this.#count("maxWaiting", refuse(503, text, RETRY_AFTER));
+  }
+
+  /** Lets `processRequest` decide before `goOn`. */
   #decide(request: Request, info: RequestInfo, goOn: () => Response) {
-    const asked = [this.#options.processRequest ?? []].flat();
-    const response = askFirst(asked, request, info, this.#requestLimits);
+    const response = this.#requests.decide(request, info);
     if (!(response instanceof Promise)) return response ?? goOn();
-    this.#pending++;
-    return response.finally(() => this.#pending--).then((response) => response ?? goOn());
+    return response.then((response) => response ?? goOn());
   }
 
   #upgrade(request: Request, { remoteAddr }: RequestInfo): Response {
@@ -179,8 +202,11 @@ export class Acceptor implements AsyncDisposable {
     if (subprotocol) response.headers.set("sec-websocket-protocol", subprotocol);
     const admit = () => {
       const isLate = this.#stopping.signal.aborted;
-      if (isLate || this.clients.size >= maxClients) socket.close(1013, "Try again later.");
-      else this.#clients.add(socket, request, remoteAddr.hostname, subprotocol);
+      if (!isLate && this.clients.size < maxClients) {
+        return this.#clients.add(socket, request, remoteAddr.hostname, subprotocol);
+      }
+      this.#refused[isLate ? "shutdown" : "maxClients"]++;
+      socket.close(1013, "Try again later.");
     };
     // A client counts from here on, because a handshake that is reset by its client never opens.
     socket.addEventListener("open", admit, { once: true });
@@ -190,14 +216,14 @@ export class Acceptor implements AsyncDisposable {
   #fail(error: unknown): Response {
     // The message of the error may hold a URL with a token.
     this.#log(`Refused a request that can't be read: ${error instanceof Error && error.name}.`);
-    return refuse(400, "The request can't be read.");
+    return this.#count("handshake", refuse(400, "The request can't be read."));
   }
 
   async #stop(timeout: number) {
     this.#stopping.abort();
     await this.#clients.close(timeout);
-    const isAsked = this.#pending > 0;
-    while (this.#pending > 0) await delay(1);
+    const isAsked = this.#requests.size > 0;
+    while (this.#requests.size > 0) await delay(1);
     // The runtime sends the last answer after this turn of its event loop.
     if (isAsked) await delay(1);
     clearInterval(this.#closingCheck);

@@ -14,6 +14,8 @@ export interface Exchange {
   end(): void;
   /** The status and the headers of the answer. */
   answered(): Promise<{ status: number; headers: Headers }>;
+  /** Waits until the body of the answer is there, however it is cut into pieces. */
+  heard(text: string): Promise<void>;
   /** Breaks it off. */
   reset(): void;
 }
@@ -46,6 +48,11 @@ function openHttp1(port: number): Exchanges {
           });
           return { status: Number(first.split(" ")[1]), headers: new Headers(pairs) };
         },
+        async heard(text) {
+          for (let all = ""; !all.replace(/\r\n\w*\r\n|^\w+\r\n/g, "").includes(text);) {
+            all += new TextDecoder().decode(await client.read());
+          }
+        },
         reset: () => client[Symbol.dispose](),
       };
     },
@@ -77,6 +84,12 @@ function openHttp2(port: number): Exchanges {
         async answered() {
           const [{ ":status": status, ...fields }] = await within(answered, "the answer");
           return { status, headers: new Headers(fields) };
+        },
+        async heard(text) {
+          for (let all = ""; !all.includes(text);) {
+            const [piece] = await within(once(stream, "data"), "more of the answer");
+            all += new TextDecoder().decode(piece);
+          }
         },
         reset: () => stream.close(http2.constants.NGHTTP2_CANCEL),
       });

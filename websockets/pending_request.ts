@@ -49,8 +49,11 @@ export class PendingRequest {
   #isEnded = false;
   #timer?: ReturnType<typeof setTimeout>;
 
-  constructor(request: Request, { remoteAddr }: RequestInfo, limits: RequestLimits) {
+  constructor(request: Request, { remoteAddr, completed }: RequestInfo, limits: RequestLimits) {
     this.#request = this.#counting(request);
+    // What is not read when the answer is sent would be held for ever.
+    const stop = () => this.#body?.error(new Error("The request is answered."));
+    if (this.#body) completed.then(stop, stop);
     this.#info = { remoteAddr, completed: this.#completed.promise };
     this.#limits = limits;
   }

@@ -200,23 +200,41 @@ testExchanges(
   },
 );
 
-testExchanges("what bodies hold keeps no client out, and the oldest has to go", async (connect) => {
-  await using server = start({ maxBody: 100_000, maxWaiting: 10_000 });
-  await using client = connect(server.addr.port);
-  const [first, second] = await stall([client], 2, 40_000);
-  await eventually(() => assertEquals(server.waiting, 80_000));
-  // All of this is more than may wait for clients.
-  assertEquals(server.isFull, false);
-  assertEquals((await ask(server.addr.port, handshake())).status, 101);
-  assertEquals(
-    (await exchange(client, "POST /", lengthOf(50_000), new Uint8Array(50_000))).status,
-    200,
-  );
-  assertEquals((await first.answered()).status, 503);
-  await second.write("x");
-  second.end();
-  assertEquals((await second.answered()).status, 200);
-  assertEquals([server.waiting, refusalsOf(server)], [0, { body: 1 }]);
+testExchanges(
+  "Other requests: what bodies hold keeps no client out, and the oldest has to go",
+  async (connect) => {
+    await using server = start({ maxBody: 100_000, maxWaiting: 10_000 });
+    await using client = connect(server.addr.port);
+    const [first, second] = await stall([client], 2, 40_000);
+    await eventually(() => assertEquals(server.waiting, 80_000));
+    // All of this is more than may wait for clients.
+    assertEquals(server.isFull, false);
+    assertEquals((await ask(server.addr.port, handshake())).status, 101);
+    assertEquals(
+      (await exchange(client, "POST /", lengthOf(50_000), new Uint8Array(50_000))).status,
+      200,
+    );
+    assertEquals((await first.answered()).status, 503);
+    await second.write("x");
+    second.end();
+    assertEquals((await second.answered()).status, 200);
+    assertEquals([server.waiting, refusalsOf(server)], [0, { body: 1 }]);
+  },
+);
+
+test({ needs: "net" }, "Bodies over HTTP/2: one that breaks off looks whole", async () => {
+  const arrived = new Inbox<number>();
+  const processRequest: ProcessRequest = async (request) => {
+    arrived.put((await request.bytes()).length);
+    return new Response();
+  };
+  await using server = start({ processRequest });
+  await using client = PROTOCOLS["HTTP/2"](server.addr.port);
+  const push = await client.open("POST /");
+  await push.write("half");
+  await eventually(() => assertEquals(server.waiting, 4));
+  push.reset();
+  assertEquals(await arrived.next(), 4);
 });
 
 testExchanges("an answer may be made of the body while it arrives", async (connect) => {
@@ -239,23 +257,26 @@ testExchanges("a body whose answer is no `Response` makes nothing wait", async (
   assertEquals(server.waiting, 0);
 });
 
-testExchanges("slow bodies keep neither a client out nor a push that is whole", async (connect) => {
-  await using server = start({ maxClients: 1 });
-  const port = server.addr.port;
-  // Over HTTP/2, a connection may have 200 requests at a time.
-  const clients = Array.from({ length: 6 }, () => connect(port));
-  try {
-    await stall(clients, 1_020);
-    // The oldest make room for the newest, and so it goes on.
-    await eventually(() => assertEquals(refusalsOf(server), { body: 20 }));
-    await using honest = connect(port);
-    assertEquals((await exchange(honest, "POST /", lengthOf(5), "hello")).status, 200);
-    await using _client = await TestClient.open(`ws://localhost:${port}`);
-    assertEquals(server.clients.size, 1);
-  } finally {
-    for (const client of clients) await client[Symbol.asyncDispose]();
-  }
-});
+testExchanges(
+  "Other requests: slow bodies keep neither a client out nor a push that is whole",
+  async (connect) => {
+    await using server = start({ maxClients: 1 });
+    const port = server.addr.port;
+    // Over HTTP/2, a connection may have 200 requests at a time.
+    const clients = Array.from({ length: 6 }, () => connect(port));
+    try {
+      await stall(clients, 1_020);
+      // The oldest make room for the newest, and so it goes on.
+      await eventually(() => assertEquals(refusalsOf(server), { body: 20 }));
+      await using honest = connect(port);
+      assertEquals((await exchange(honest, "POST /", lengthOf(5), "hello")).status, 200);
+      await using _client = await TestClient.open(`ws://localhost:${port}`);
+      assertEquals(server.clients.size, 1);
+    } finally {
+      for (const client of clients) await client[Symbol.asyncDispose]();
+    }
+  },
+);
 
 /** A request with a body that goes on, from an address. */
 function from(hostname: string): [Request, RequestInfo] {
@@ -266,7 +287,7 @@ function from(hostname: string): [Request, RequestInfo] {
   return [request, { remoteAddr, completed: new Promise(() => {}) }];
 }
 
-Deno.test("the address with most slow bodies has to give way", async () => {
+Deno.test("Other requests: the address with most slow bodies has to give way", async () => {
   const answered: string[] = [];
   await using sockets = accept(() => {}, { processRequest: read, log: () => {} });
   const ask = (hostname: string) => {
@@ -287,7 +308,7 @@ Deno.test("the address with most slow bodies has to give way", async () => {
 
 test(
   { needs: "net" },
-  "where 1,000 requests wait for `processRequest`, the next gets 503, and a client comes in",
+  "Other requests: where 1,000 wait for `processRequest`, the next gets 503, and a client comes in",
   async () => {
     const gate = Promise.withResolvers<void>();
     let asked = 0;

@@ -620,6 +620,7 @@ test({ needs: "net" }, "a limit out of its bounds is a RangeError of `serve`", (
   const numbers = [NaN, Infinity, -1];
   const wrong = {
     maxMessage: [...numbers, 0, 1.5, "10"],
+    maxBody: [...numbers, 0, 1.5, null],
     maxClients: [...numbers, 0, 1.5, 10n],
     maxWaiting: [...numbers, 0, 1.5, null],
     idleTimeout: [...numbers, 1e10, "soon"],

@@ -95,7 +95,11 @@ test(
     const methods = ["POST", "HEAD", "OPTIONS"].map((method) =>
       [handshake({}, `${method} / HTTP/1.1`), 405, "allow: get"] as const
     );
-    for (const [request, expected, header = ""] of [...cases, ...methods]) {
+    const socketIo = [
+      handshake({}, "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1"),
+      400,
+    ] as const;
+    for (const [request, expected, header = ""] of [...cases, ...methods, socketIo]) {
       const { status, head } = await ask(server.port, request);
       assertEquals(status, expected, request);
       assertStringIncludes(head, `\r\n${header}`);

@@ -1,7 +1,6 @@
 // A WebSocket server without its listener: it answers requests, and lets clients in within the
 // limits.
 
-import { delay } from "@std/async";
 import { Budget } from "./budget.ts";
 import { Clients, type Handler } from "./clients.ts";
 import type { Connection } from "./connection.ts";
@@ -16,7 +15,6 @@ import {
   refuse,
   refuseBody,
   refuseHandshake,
-  RETRY_AFTER,
   selectSubprotocol,
 } from "./handshake.ts";
 import { errorLog, type Log, printable, unfailing } from "./log.ts";
@@ -53,13 +51,11 @@ export class Acceptor implements AsyncDisposable {
   constructor(handler: Handler, options: AcceptOptions) {
     this.#limits = limitsOf(options);
     const { maxMessage, maxBody, maxWaiting, timeout } = this.#limits;
-    const log = unfailing(options.log ?? errorLog);
-    this.#log = log;
+    const log = this.#log = unfailing(options.log ?? errorLog);
     this.#budget = new Budget(maxWaiting, timeout);
     this.#clients = new Clients(handler, this.#budget, { maxMessage, isClient: false, log });
-    const [refused, stopping] = [this.#refused, this.#stopping.signal];
-    const count = (bytes: number) => this.#requests.count(bytes);
-    const limits = { maxBody, timeout, stopping, count, refused, log };
+    const [stopping, refused] = [this.#stopping.signal, this.#refused];
+    const limits = { maxBody, timeout, stopping, refused, log };
     this.#requests = new Requests([options.processRequest ?? []].flat(), limits, maxWaiting);
     this.#stopOverlooking = overlookRejections();
     if (timeout === Infinity) return;
@@ -71,7 +67,7 @@ export class Acceptor implements AsyncDisposable {
     return this.#clients.all;
   }
 
-  /** How many handshakes and requests with a body were refused, by what has refused them. */
+  /** How many requests were refused, by what has refused them. */
   get refused(): Readonly<Refusals> {
     return this.#refused;
   }
@@ -86,7 +82,7 @@ export class Acceptor implements AsyncDisposable {
     return this.#budget.bytes + this.#requests.bytes;
   }
 
-  /** Whether more waits for the clients than may: then nobody is let in, and a handler should not add to it. */
+  /** Whether more waits for clients than may: then nobody is let in, and no handler should add. */
   get isFull(): boolean {
     return this.#budget.isFull;
   }
@@ -129,30 +125,24 @@ export class Acceptor implements AsyncDisposable {
 
   #answer(request: Request, info: RequestInfo): Response | Promise<Response> {
     // A handler that parses such a URL would fail, and the log would show the URL with its token.
-    if (!URL.canParse(request.url)) {
-      return this.#count("handshake", refuse(400, "The Host of the request can't be read."));
-    }
-    if (this.#stopping.signal.aborted) {
-      return this.#count("shutdown", refuse(503, "The server is shutting down.", RETRY_AFTER));
-    }
+    const unreadable = "The Host of the request can't be read.";
+    if (!URL.canParse(request.url)) return this.#refuse("handshake", 400, unreadable);
+    const isLate = this.#stopping.signal.aborted;
+    if (isLate) return this.#refuse("shutdown", 503, "The server is shutting down.");
     if (isHandshake(request)) {
       return this.#count("handshake", refuseHandshake(request)) ?? this.#refusePage(request) ??
-        this.#refuseClient() ?? this.#refuseMore() ??
-        this.#decide(request, info, () => this.#upgrade(request, info));
+        this.#refuseClient() ?? this.#refuseWhenFull() ??
+        this.#requests.decide(request, info, () => this.#upgrade(request, info));
     }
     if (mayHaveBody(request)) {
-      const refusal = this.#refusePage(request) ?? this.#refuseMore() ??
+      const refusal = this.#refusePage(request) ?? this.#refuseWhenFull() ??
         this.#count("body", refuseBody(request, this.#limits.maxBody));
       if (refusal) return refusal;
     }
-    const origin = request.headers.get("origin");
-    // Only a page that is let in may read the answer.
-    const isLetIn = origin !== null && isKnownOrigin(origin, this.#limits.origins);
-    const readableBy = isLetIn ? origin : undefined;
     const otherwise = request.method === "OPTIONS" ? answerOptions : askForUpgrade;
-    const response = this.#decide(request, info, otherwise);
-    if (response instanceof Response) return makeReadable(response, readableBy);
-    return response.then((response) => makeReadable(response, readableBy));
+    const response = this.#requests.decide(request, info, otherwise);
+    const readable = (answer: Response) => makeReadable(answer, request, this.#limits.origins);
+    return response instanceof Promise ? response.then(readable) : readable(response);
   }
 
   /** Counts a refusal, if it is one. */
@@ -161,34 +151,35 @@ export class Acceptor implements AsyncDisposable {
     return refusal;
   }
 
+  /** Refuses a request. The log has a line, if there is one, with the option that has refused it. */
+  #refuse(by: keyof Refusals, status: number, text: string, line?: string): Response {
+    if (line) this.#log(line, by);
+    return this.#count(by, refuse(status, text));
+  }
+
   #refusePage({ headers }: Request): Response | undefined {
     const origin = headers.get("origin");
     if (isKnownOrigin(origin, this.#limits.origins)) return;
-    this.#log(`Refused a page from elsewhere: ${printable(`${origin}`)}.`, "origins");
-    return this.#count("origins", refuse(403, "Pages from this origin are not let in."));
+    const line = `Refused a page from elsewhere: ${printable(`${origin}`)}.`;
+    return this.#refuse("origins", 403, "Pages from this origin are not let in.", line);
   }
 
   #refuseClient(): Response | undefined {
     const { maxClients } = this.#limits;
     if (this.clients.size + this.#requests.handshakes.size < maxClients) return;
-    this.#log(`Refused a client: there are ${maxClients}.`, "maxClients");
-    const text = "There are too many clients, try again later.";
-    return this.#count("maxClients", refuse(503, text, RETRY_AFTER));
+    const line = `Refused a client: there are ${maxClients}.`;
+    return this.#refuse("maxClients", 503, "There are too many clients, try again later.", line);
   }
 
-  /** Refuses what would make more wait, when too much does. */
-  #refuseMore(): Response | undefined {
+  #refuseWhenFull(): Response | undefined {
     if (!this.isFull) return;
-    this.#log("Refused a client: too much waits for the others.", "maxWaiting");
-    const text = "Too much waits for the clients, try again later.";
-    return this.#count("maxWaiting", refuse(503, text, RETRY_AFTER));
-  }
-
-  /** Lets `processRequest` decide before `goOn`. */
-  #decide(request: Request, info: RequestInfo, goOn: () => Response) {
-    const response = this.#requests.decide(request, info);
-    if (!(response instanceof Promise)) return response ?? goOn();
-    return response.then((response) => response ?? goOn());
+    const line = "Refused a client: too much waits for the others.";
+    return this.#refuse(
+      "maxWaiting",
+      503,
+      "Too much waits for the clients, try again later.",
+      line,
+    );
   }
 
   #upgrade(request: Request, { remoteAddr }: RequestInfo): Response {
@@ -216,16 +207,13 @@ export class Acceptor implements AsyncDisposable {
   #fail(error: unknown): Response {
     // The message of the error may hold a URL with a token.
     this.#log(`Refused a request that can't be read: ${error instanceof Error && error.name}.`);
-    return this.#count("handshake", refuse(400, "The request can't be read."));
+    return this.#refuse("handshake", 400, "The request can't be read.");
   }
 
   async #stop(timeout: number) {
     this.#stopping.abort();
     await this.#clients.close(timeout);
-    const isAsked = this.#requests.size > 0;
-    while (this.#requests.size > 0) await delay(1);
-    // The runtime sends the last answer after this turn of its event loop.
-    if (isAsked) await delay(1);
+    await this.#requests.settled();
     clearInterval(this.#closingCheck);
     this.#stopOverlooking();
   }

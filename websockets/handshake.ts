@@ -4,14 +4,14 @@
 const LOOPBACK_ORIGIN = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$/;
 
 /** Seconds after which a client that was refused for now may try again. */
-export const RETRY_AFTER = { "Retry-After": "1" };
+const RETRY_AFTER = { "Retry-After": "1" };
 
-/** An answer that refuses a request, with a line that says why. */
+/** An answer that refuses a request, with a line that says why. With 503, it is for now. */
 export function refuse(status: number, text: string, headers: HeadersInit = {}): Response {
-  return new Response(`${text}\n`, { status, headers });
+  return new Response(`${text}\n`, { status, headers: status === 503 ? RETRY_AFTER : headers });
 }
 
-/** How many handshakes and requests with a body were refused, by what has refused them. */
+/** How many requests were refused, by what has refused them. */
 export class Refusals {
   /** A rule of RFC 6455 is broken, or the request can't be read. */
   handshake = 0;

@@ -2,7 +2,7 @@
 // body is counted while it arrives, and both have their time.
 
 import { delay } from "@std/async";
-import { isHandshake, type Refusals, refuse, RETRY_AFTER } from "./handshake.ts";
+import { isHandshake, type Refusals, refuse } from "./handshake.ts";
 import { describeError, type Log } from "./log.ts";
 import type { ProcessRequest, RequestInfo } from "./options.ts";
 
@@ -14,7 +14,7 @@ const NO_RESPONSE = "`processRequest` must return a Response or undefined.";
 const OWN_UPGRADE =
   "`processRequest` must return the response with which it has upgraded a request.";
 
-/** What the server allows a request that is not decided about yet. */
+/** What a server allows such a request. */
 export interface RequestLimits {
   /** Bytes of the largest body. */
   maxBody: number;
@@ -29,7 +29,7 @@ export interface RequestLimits {
   log: Log;
 }
 
-/** A request that is not decided about yet. */
+/** Such a request. */
 export class PendingRequest {
   /** What `processRequest` gets. */
   readonly #request: Request;
@@ -90,7 +90,7 @@ export class PendingRequest {
   refuseBody(status: number, text: string): void {
     this.#reason = "body";
     this.#body?.error(new RangeError(text));
-    this.#refusal.resolve(refuse(status, text, status === 503 ? RETRY_AFTER : {}));
+    this.#refusal.resolve(refuse(status, text));
     this.#end();
   }
 
@@ -102,7 +102,12 @@ export class PendingRequest {
     const counted = new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
       start: (body) => void (this.#body = body),
       transform: (bytes, body) => this.#arrive(bytes, body),
-      flush: (body) => this.#complete(body, headers.get("content-length")),
+      flush: (body) => {
+        const length = headers.get("content-length") ?? this.#arrived;
+        this.#isWhole = Number(length) === this.#arrived;
+        // Over HTTP/2, the runtime shows a body that breaks off as one that ends.
+        if (!this.#isWhole) body.error(new Error("The body broke off."));
+      },
     });
     return new Request(url, { method, headers, body: request.body?.pipeThrough(counted) ?? null });
   }
@@ -116,21 +121,13 @@ export class PendingRequest {
     else body.enqueue(bytes);
   }
 
-  /** Over HTTP/2, the runtime shows a body that breaks off as one that ends. */
-  #complete(body: TransformStreamDefaultController, length: string | null) {
-    this.#isWhole = length === null || Number(length) === this.#arrived;
-    if (!this.#isWhole) body.error(new Error("The body broke off."));
-  }
-
   /** Asks one after the other until one answers. */
-  #ask(all: ProcessRequest[]): unknown {
-    for (const [index, processRequest] of all.entries()) {
-      // When one has taken too long, the request is refused, and the others must not act on it.
-      if (this.#isEnded) return;
-      const asked = processRequest(this.#request, this.#info);
-      if (asked instanceof Response) return asked;
-      if (asked !== undefined) return this.#askAfter(asked, all.slice(index + 1));
-    }
+  #ask([first, ...others]: ProcessRequest[]): unknown {
+    // When one has taken too long, the request is refused, and the others must not act on it.
+    if (!first || this.#isEnded) return;
+    const asked = first(this.#request, this.#info);
+    if (asked instanceof Response) return asked;
+    return asked === undefined ? this.#ask(others) : this.#askAfter(asked, others);
   }
 
   async #askAfter(asked: unknown, others: ProcessRequest[]): Promise<unknown> {
@@ -159,11 +156,9 @@ export class PendingRequest {
   /** Gives the request up when its time is over, which goes on while its body arrives. */
   #tick() {
     const { timeout } = this.#limits;
-    let end = this.#progressAt + timeout;
-    if (this.isArriving) {
-      const slowest = timeout + this.#arrived / MIN_BODY_RATE * 1000;
-      end = Math.min(end, this.#start + Math.min(slowest, MAX_BODY_TIME));
-    }
+    const longest = Math.min(timeout + this.#arrived / MIN_BODY_RATE * 1000, MAX_BODY_TIME);
+    const bodyEnd = this.isArriving ? this.#start + longest : Infinity;
+    const end = Math.min(this.#progressAt + timeout, bodyEnd);
     const rest = end - performance.now();
     if (rest <= 0) return void this.#giveUp();
     // Without a timeout, the body alone has an end.
@@ -180,7 +175,7 @@ export class PendingRequest {
     await delay(0);
     if (this.#isEnded) return;
     if (!stopping.aborted) log("`processRequest` took too long to answer a request.");
-    this.#refusal.resolve(refuse(503, "The server can't wait for this any longer.", RETRY_AFTER));
+    this.#refusal.resolve(refuse(503, "The server can't wait for this any longer."));
     this.#end();
   }
 
@@ -202,9 +197,8 @@ export class PendingRequest {
     this.#limits.log(`\`processRequest\` failed: ${describeError(error)}`);
     const answer = refuse(500, "The server failed to handle this.");
     // The runtime stops listening if what was upgraded is answered with any other status than 101.
-    return isUpgraded(this.#request)
-      ? Object.defineProperty(answer, "status", { value: 101 })
-      : answer;
+    if (isUpgraded(this.#request)) Object.defineProperty(answer, "status", { value: 101 });
+    return answer;
   }
 
   /** Nobody waits for it any longer, and its body counts no more. */

@@ -1,11 +1,12 @@
 // The requests that `processRequest` has not decided about yet. Those that are no handshakes have an
 // account of their own, so that they never keep a client out.
 
-import { isHandshake, refuse, RETRY_AFTER } from "./handshake.ts";
+import { delay } from "@std/async";
+import { isHandshake, refuse } from "./handshake.ts";
 import type { ProcessRequest, RequestInfo } from "./options.ts";
 import { PendingRequest, type RequestLimits } from "./pending_request.ts";
 
-/** Requests at a time that are no handshakes: more than are answered in the same moment. */
+/** Requests at a time that are no handshakes: a body takes 270 KiB in the runtime while it arrives. */
 const MAX_REQUESTS = 1_000;
 /** What their bodies may take beside the budget, as a part of it. */
 const SHARE = 1 / 8;
@@ -21,9 +22,9 @@ export class Requests {
   readonly #maxBytes: number;
   #bytes = 0;
 
-  constructor(all: ProcessRequest[], limits: RequestLimits, maxWaiting: number) {
+  constructor(all: ProcessRequest[], limits: Omit<RequestLimits, "count">, maxWaiting: number) {
     this.#all = all;
-    this.#limits = limits;
+    this.#limits = { ...limits, count: (bytes) => this.#count(bytes) };
     this.#maxBytes = Math.max(maxWaiting * SHARE, limits.maxBody);
   }
 
@@ -32,31 +33,36 @@ export class Requests {
     return this.#bytes;
   }
 
-  /** How many requests are not decided about yet. */
-  get size(): number {
-    return this.handshakes.size + this.#others.size;
+  /** Waits until each is answered. */
+  async settled(): Promise<void> {
+    const all = [this.handshakes, this.#others];
+    if (all.every(({ size }) => size === 0)) return;
+    while (all.some(({ size }) => size > 0)) await delay(1);
+    // The runtime sends the last answer after this turn of its event loop.
+    await delay(1);
   }
 
-  /** Asks `processRequest`: `undefined` lets the request go on. */
+  /** Lets `processRequest` decide before `goOn` does. */
   decide(
     request: Request,
     info: RequestInfo,
-  ): Response | undefined | Promise<Response | undefined> {
-    if (this.#all.length === 0) return;
+    goOn: () => Response,
+  ): Response | Promise<Response> {
+    if (this.#all.length === 0) return goOn();
     const all = isHandshake(request) ? this.handshakes : this.#others;
     if (this.#others.size >= MAX_REQUESTS && all === this.#others && !this.#makeRoom()) {
       this.#limits.refused.processRequest++;
-      return refuse(503, TOO_MANY, RETRY_AFTER);
+      return refuse(503, TOO_MANY);
     }
     const pending = new PendingRequest(request, info, this.#limits);
     const answer = pending.decide(this.#all);
-    if (!(answer instanceof Promise)) return answer;
+    if (!(answer instanceof Promise)) return answer ?? goOn();
     all.add(pending);
-    return answer.finally(() => all.delete(pending));
+    return answer.finally(() => all.delete(pending)).then((answer) => answer ?? goOn());
   }
 
   /** Counts bytes of bodies that wait; less of them if negative. */
-  count(bytes: number): void {
+  #count(bytes: number) {
     this.#bytes += bytes;
     while (this.#bytes > this.#maxBytes && this.#makeRoom());
   }
@@ -71,8 +77,8 @@ export class Requests {
   #makeRoom(): boolean {
     const arriving = [...this.#others].filter(({ isArriving }) => isArriving);
     const byAddress = [...Map.groupBy(arriving, ({ address }) => address).values()];
-    const most = byAddress.sort((one, other) => other.length - one.length).at(0);
-    most?.[0].refuseBody(503, TOO_MANY);
-    return most !== undefined;
+    const [oldest] = byAddress.sort((one, other) => other.length - one.length).at(0) ?? [];
+    oldest?.refuseBody(503, TOO_MANY);
+    return oldest !== undefined;
   }
 }

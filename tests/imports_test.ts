@@ -19,8 +19,8 @@ const CORE = [
     "inbox.ts",
     "connection.ts",
   ],
-  ...["options.ts", "handshake.ts", "token.ts", "cross_origin.ts", "request_body.ts"],
-  ...["process_request.ts", "clients.ts", "accept.ts", "listen.ts", "serve.ts"],
+  ...["options.ts", "handshake.ts", "token.ts", "cross_origin.ts", "pending_request.ts"],
+  ...["requests.ts", "clients.ts", "accept.ts", "listen.ts", "serve.ts"],
   ...["failures.ts", "reconnect.ts", "connect.ts"],
 ];
 /** What makes a script, in the same order. */

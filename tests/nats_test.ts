@@ -579,7 +579,9 @@ natsTest("messages arrive as they were, with a byte order mark and in any size",
   await using here = await startRelay(broker.url, SPEAKER);
   await using there = await startRelay(broker.url);
   await there.enter("");
-  assertEquals(here.limit({ maxMessage: 9_000_000 }).maxMessage, 8_000_000);
+  const { maxMessage, maxBody } = here.limit({ maxMessage: 9_000_000 });
+  assertEquals([maxMessage, maxBody], [8_000_000, 8_000_000]);
+  assertEquals(here.limit({ maxBody: 9_000_000 }).maxBody, 8_000_000);
   const binary = crypto.getRandomValues(new Uint8Array(1000)).buffer;
   for (const data of ["\ufeffBOM", "", "\0", "你好 😀", binary, new ArrayBuffer(0)]) {
     here.publish("", data);

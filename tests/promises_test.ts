@@ -33,7 +33,8 @@ function claims(): Set<string> {
   const code = files.filter((name) => name.endsWith("_test.ts")).map((name) =>
     read(`tests/${name}`)
   );
-  const names = /(?:\btest\(\s*(?:\{ needs: [^}]*\},\s*)?|\bname: )["`]([A-Z`][^"\n]*?): /g;
+  const names =
+    /(?:\btest(?:Exchanges)?\(\s*(?:\{ needs: [^}]*\},\s*)?|\bname: )["`]([A-Z`][^"\n]*?): /g;
   return new Set(code.flatMap((each) => [...each.matchAll(names)]).map(([, words]) => words));
 }
 

@@ -49,6 +49,7 @@ Deno.test("where a flag says nothing, what its script says holds", () => {
     key: "private key",
     origins: ["null"],
     maxMessage: 5_000_000,
+    maxBody: 4_000_000,
     maxClients: 2,
     maxWaiting: 3,
     idleTimeout: 4,
@@ -57,7 +58,16 @@ Deno.test("where a flag says nothing, what its script says holds", () => {
   assertEquals<unknown>([options, processRequest], [given, []]);
 
   const flags = ["--host", "[::1]", "--port", "1", "--origin", "*", "--max-message", "6000000"];
-  flags.push("--max-clients", "7", "--max-waiting", "8", "--idle-timeout", "0.5");
+  flags.push(
+    "--max-body",
+    "500",
+    "--max-clients",
+    "7",
+    "--max-waiting",
+    "8",
+    "--idle-timeout",
+    "0.5",
+  );
   const { processRequest: __, log: ___, ...changed } = optionsFrom(given, ...flags);
   assertEquals<unknown>(changed, {
     ...given,
@@ -65,6 +75,7 @@ Deno.test("where a flag says nothing, what its script says holds", () => {
     port: 1,
     origins: ["null", "*"],
     maxMessage: 6_000_000,
+    maxBody: 500,
     maxClients: 7,
     maxWaiting: 8,
     idleTimeout: 0.5,
@@ -89,7 +100,7 @@ Deno.test("origins that pages and apps have are taken", () => {
 });
 
 Deno.test("every limit refuses what is no number in its bounds", () => {
-  const cases = [["port", "65536"], ["max-message", "0"], ["max-clients", "0"]];
+  const cases = [["port", "65536"], ["max-message", "0"], ["max-body", "0"], ["max-clients", "0"]];
   cases.push(["max-waiting", "1 GiB"]);
   for (const [flag, text] of cases) {
     const start = `--${flag} takes a whole number from `;

@@ -38,6 +38,8 @@ export class Budget {
   timeout: number;
   /** Milliseconds in which something waited, without those in which the process was stopped. */
   clock = 0;
+  /** How many clients were dropped. */
+  dropped = 0;
   /** The clients that have not left. */
   readonly clients: Set<BudgetClient> = new Set();
   /** The messages that wait for them. */

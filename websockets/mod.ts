@@ -12,7 +12,7 @@ export { connect, type Connecting, type ConnectOptions } from "./connect.ts";
 export type { Connection } from "./connection.ts";
 export { ConnectionClosed } from "./connection_closed.ts";
 export { ConnectionFailed, type FailureKind } from "./failures.ts";
-export { isHandshake } from "./handshake.ts";
+export { isHandshake, type Refusals } from "./handshake.ts";
 export type { Log } from "./log.ts";
 export type { Message, Sendable } from "./message.ts";
 export type { AcceptOptions, ProcessRequest, RequestInfo, ServeOptions } from "./options.ts";

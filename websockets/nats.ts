@@ -104,8 +104,10 @@ export class Relay {
 
   /** The options of a server that takes no message which NATS would not take. */
   limit(options: ServeOptions): ServeOptions {
-    const { maxMessage = MAX_MESSAGE } = options;
-    return { ...options, maxMessage: Math.min(maxMessage, this.#outgoing.maxMessage) };
+    const { maxMessage = MAX_MESSAGE, maxBody = maxMessage } = options;
+    const most = this.#outgoing.maxMessage;
+    const sizes = { maxMessage: Math.min(maxMessage, most), maxBody: Math.min(maxBody, most) };
+    return { ...options, ...sizes };
   }
 
   async #follow() {

@@ -40,6 +40,8 @@ export interface AcceptOptions {
   subprotocols?: string[] | undefined;
   /** Bytes of the largest message, 1 MiB unless given. A larger one closes with 1009. */
   maxMessage?: number | undefined;
+  /** Bytes of the largest body of a request, as `maxMessage` unless given. */
+  maxBody?: number | undefined;
   /** Clients at a time, 10,000 unless given. The others get 503. */
   maxClients?: number | undefined;
   /** Bytes that may wait for all clients together, 1 GiB unless given. */
@@ -64,7 +66,7 @@ export interface ServeOptions extends AcceptOptions {
   signal?: AbortSignal | undefined;
 }
 
-type Limit = "maxMessage" | "maxClients" | "maxWaiting" | "idleTimeout" | "timeout";
+type Limit = "maxMessage" | "maxBody" | "maxClients" | "maxWaiting" | "idleTimeout" | "timeout";
 /** What a server keeps to. `timeout` is `idleTimeout` in milliseconds. */
 export type Limits = Record<Limit, number> & Record<"origins" | "subprotocols", string[]>;
 
@@ -74,9 +76,10 @@ export type Limits = Record<Limit, number> & Record<"origins" | "subprotocols", 
  * @throws {RangeError} for a limit that would let everyone in, or nobody.
  */
 export function limitsOf(options: AcceptOptions): Limits {
-  const { maxMessage = MAX_MESSAGE, maxClients = MAX_CLIENTS } = options;
+  const { maxMessage = MAX_MESSAGE, maxBody = maxMessage, maxClients = MAX_CLIENTS } = options;
   const { maxWaiting = MAX_WAITING, idleTimeout = IDLE_TIMEOUT } = options;
-  for (const [name, limit] of Object.entries({ maxMessage, maxClients, maxWaiting })) {
+  const sizes = { maxMessage, maxBody, maxClients, maxWaiting };
+  for (const [name, limit] of Object.entries(sizes)) {
     if (Number.isSafeInteger(limit) && limit > 0) continue;
     throw new RangeError(`\`${name}\` is a whole number over 0, not ${limit}.`);
   }
@@ -86,5 +89,5 @@ export function limitsOf(options: AcceptOptions): Limits {
   }
   const { origins = [], subprotocols = [] } = options;
   const timeout = idleTimeout * 1000 || Infinity;
-  return { maxMessage, maxClients, maxWaiting, idleTimeout, timeout, origins, subprotocols };
+  return { ...sizes, idleTimeout, timeout, origins, subprotocols };
 }

@@ -78,7 +78,7 @@ function unfinished({ port }: { port: number }): Promise<RawClient> {
 function startPushes(processRequest: ServeOptions["processRequest"] = push, idleTimeout?: number) {
   const messages: unknown[] = [];
   const listener: Connection = Object.create({ send: (data: unknown) => messages.push(data) });
-  rooms.set("", new Set([listener]));
+  rooms.enter("", listener, new Request("http://localhost/"));
   return Object.assign(startServer(() => {}, { processRequest, idleTimeout }), { messages });
 }
 

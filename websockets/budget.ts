@@ -42,6 +42,8 @@ export class Budget {
   readonly clients: Set<BudgetClient> = new Set();
   /** The messages that wait for them. */
   readonly messages: WaitingMessages = new WaitingMessages();
+  /** Called to free so many bytes, before a client has to go. */
+  readonly reserves: Set<(bytes: number) => void> = new Set();
   /** The clients for or from which something waits, or which are being closed. */
   readonly #busy = new Set<BudgetClient>();
   /** The clients that have left, and whose handlers may still read what came before. */
@@ -162,6 +164,7 @@ export class Budget {
    * wait: nobody new is let in, and the clients go on taking it.
    */
   enforce(): void {
+    if (this.isFull) this.#makeRoom();
     if (!this.isFull) this.#limit = this.maxBytes;
     if (this.#bytes <= this.#limit) return;
     this.measureAll();
@@ -175,6 +178,11 @@ export class Budget {
     eviction?.client.drop(eviction.reason);
     // What that client has caused still waits for others, and nobody else is to be dropped for it.
     this.#limit = Math.max(this.#bytes, this.maxBytes) + enough;
+  }
+
+  #makeRoom() {
+    if (this.reserves.size > 0) this.measureAll();
+    for (const free of this.reserves) if (this.isFull) free(this.#bytes - this.maxBytes);
   }
 
   #tickWithin(pause: number) {

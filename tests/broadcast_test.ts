@@ -53,10 +53,11 @@ async function reset({ connection }: RawClient): Promise<void> {
   connection.close();
 }
 
+/** Pushes: the status, and the answer without its position. */
 async function say(url: string, body: BodyInit, target = "/"): Promise<[number, string]> {
   const address = new URL(target, url.replace("ws:", "http:"));
   const response = await fetch(address, { method: "POST", body });
-  return [response.status, await response.text()];
+  return [response.status, (await response.text()).replace(/,"position":"\w+\.\d+"/, "")];
 }
 
 /** A push as it is written to the connection, with more headers. */

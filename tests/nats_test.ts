@@ -534,13 +534,12 @@ natsTest("10,000 rooms that were entered and left leave no subscription", async 
   assertEquals(await broker.subscriptions(), 1);
 });
 
-natsTest("a room is heard until it was left as often as it was entered", async (broker) => {
+natsTest("a room is heard until it is left, however often it was entered", async (broker) => {
   await using here = await startRelay(broker.url, SPEAKER);
   await using there = await startRelay(broker.url);
   const entering = there.enter("red");
   there.leave("red");
   await Promise.all([entering, there.enter("red"), there.enter("red")]);
-  there.leave("red");
   there.leave("blue");
   here.publish("red", "heard");
   assertEquals(await there.messages.next(), { room: "red", data: "heard" });

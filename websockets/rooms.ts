@@ -42,7 +42,11 @@ export class Rooms {
   readonly #epoch = crypto.randomUUID().slice(-12);
   #epochs = 0;
 
-  /** @throws {RangeError} for an option that is no number of bytes or seconds. */
+  /**
+   * Makes rooms, of which there are none yet.
+   *
+   * @throws {RangeError} for an option that is no number of bytes or seconds.
+   */
   constructor({ maxHistory = MAX_HISTORY, historyTimeout = HISTORY_TIMEOUT }: RoomsOptions = {}) {
     checkWhole("maxHistory", maxHistory);
     checkSeconds("historyTimeout", historyTimeout);
@@ -199,7 +203,7 @@ export class Rooms {
     const timer = setTimeout(() => this.#forget(name), this.#timeout);
     Deno.unrefTimer(timer);
     this.#empty.set(name, timer);
-    const [first] = this.#empty.keys();
+    const [first = ""] = this.#empty.keys();
     if (this.#empty.size > MAX_EMPTY_ROOMS) this.#forget(first);
   }
 

@@ -60,7 +60,7 @@ function numberIn(message: Followed["message"]): number {
 }
 
 /** What a follower heard, checked: how many messages, how many were told as lost, and how often. */
-async function check(follower: Follower, last: number) {
+async function check(follower: Follower, last: number, tell = (_number: number) => {}) {
   const heard = { messages: 0, lost: 0, gaps: 0, unknown: 0 };
   let expected = 0;
   let isUnknown = false;
@@ -79,6 +79,7 @@ async function check(follower: Follower, last: number) {
     else assertEquals(number, expected, "a message is lost, doubled or out of order");
     isUnknown = false;
     heard.messages++;
+    tell(number);
     expected = number + 1;
     if (number === last) break;
   }
@@ -143,13 +144,14 @@ test(
     const last = 399;
     const after = await room.rooms.push("", "the start");
     const [one, other] = [follow(slow.url, { after }), follow(room.url, { after })];
-    const checks = [check(one, last), check(other, last)];
+    const heard = new Inbox<number>();
+    const checks = [check(one, last), check(other, last, (number) => heard.put(number))];
     await eventually(() => assertEquals(room.rooms.count(""), 2));
     slow.hold();
     const closed = Promise.all([...room.server.clients].map(({ closed }) => closed));
     for (let number = 0; number <= last; number++) {
       await room.rooms.push("", numbered(number, 100_000));
-      await delay(1);
+      await heard.next();
     }
     const codes = (await within(closed, "the drop")).map(({ code }) => code);
     assertEquals(codes.toSorted(), [1000, 1008]);

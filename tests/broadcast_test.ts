@@ -53,10 +53,11 @@ async function reset({ connection }: RawClient): Promise<void> {
   connection.close();
 }
 
+/** Pushes: the status, and the answer without its position. */
 async function say(url: string, body: BodyInit, target = "/"): Promise<[number, string]> {
   const address = new URL(target, url.replace("ws:", "http:"));
   const response = await fetch(address, { method: "POST", body });
-  return [response.status, await response.text()];
+  return [response.status, (await response.text()).replace(/,"position":"\w+\.\d+"/, "")];
 }
 
 /** A push as it is written to the connection, with more headers. */
@@ -78,7 +79,7 @@ function unfinished({ port }: { port: number }): Promise<RawClient> {
 function startPushes(processRequest: ServeOptions["processRequest"] = push, idleTimeout?: number) {
   const messages: unknown[] = [];
   const listener: Connection = Object.create({ send: (data: unknown) => messages.push(data) });
-  rooms.set("", new Set([listener]));
+  rooms.enter("", listener, new Request("http://localhost/"));
   return Object.assign(startServer(() => {}, { processRequest, idleTimeout }), { messages });
 }
 
@@ -292,6 +293,36 @@ test(
     }
     assertEquals(await say(server.url, "hello, common room"), [202, `{"clients":1}\n`]);
     assertEquals(await common[0].next(), "hello, common room");
+  },
+);
+
+test(
+  { needs: "run" },
+  "with ?after=, a client hears positions, and a push tells its own",
+  async () => {
+    await using server = await start("--max-history", "1000", "--history-timeout", "0");
+    await using plain = await join(server, 1, "red");
+    await using follower = await TestClient.open(`${server.url}/?room=red&after=`);
+    const epoch = `${await follower.next()}`.replace(/\.0$/, "");
+    assertMatch(epoch, /^\w+$/);
+    const push = () =>
+      fetch(new URL("/?room=red", server.url.replace("ws:", "http:")), {
+        method: "POST",
+        body: "hello",
+      });
+    assertEquals(await (await push()).json(), { clients: 2, position: `${epoch}.1` });
+    plain[0].send("x".repeat(1000));
+    assertEquals(await follower.next(), `${epoch}.1\nhello`);
+    assertEquals(await follower.next(), `${epoch}.2\n${"x".repeat(1000)}`);
+    assertEquals([await plain[0].next(), await plain[0].next()], ["hello", "x".repeat(1000)]);
+    await using again = await TestClient.open(`${server.url}/?after=${epoch}.0&room=red`);
+    assertEquals(await again.next(), `${epoch}.2 lost 2`);
+    for (const client of [follower, again, plain[0]]) await client.close();
+    await heard(server.lines, "A client left (1000) (room red), 0 connected.");
+    await eventually(async () => {
+      await using late = await TestClient.open(`${server.url}/?room=red&after=${epoch}.2`);
+      assertMatch(`${await late.next()}`, /^\w+\.0 lost$/);
+    });
   },
 );
 

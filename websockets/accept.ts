@@ -97,6 +97,11 @@ export class Acceptor implements AsyncDisposable {
     if (bytes > 0) this.#budget.enforce();
   }
 
+  /** Has `free` called to free so many bytes of what it has counted, before a client has to go. */
+  whenFull(free: (bytes: number) => void): void {
+    this.#budget.reserves.add(free);
+  }
+
   /** Answers a request, as the handler of `Deno.serve` does. */
   readonly answer = (request: Request, info: RequestInfo): Response | Promise<Response> => {
     try {

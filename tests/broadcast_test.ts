@@ -80,7 +80,15 @@ function startPushes(processRequest: ServeOptions["processRequest"] = push, idle
   const messages: unknown[] = [];
   const listener: Connection = Object.create({ send: (data: unknown) => messages.push(data) });
   rooms.enter("", listener, new Request("http://localhost/"));
-  return Object.assign(startServer(() => {}, { processRequest, idleTimeout }), { messages });
+  const server = startServer(() => {}, { processRequest, idleTimeout });
+  return {
+    ...server,
+    messages,
+    async [Symbol.asyncDispose]() {
+      await server[Symbol.asyncDispose]();
+      rooms.leave("", listener);
+    },
+  };
 }
 
 test(

@@ -70,6 +70,14 @@ function hasBothLoopbacks(): boolean {
   }
 }
 
+/** Whether the package that a recipe imports is here, or can be fetched. */
+function hasHono(): boolean {
+  const recipes = Deno.readTextFileSync(new URL("../websockets/RECIPES.md", import.meta.url));
+  const [name = ""] = recipes.match(/npm:hono@[\d.]+/) ?? [];
+  const args = ["cache", "--no-config", "--no-lock", name];
+  return new Deno.Command(Deno.execPath(), { args, stderr: "null" }).outputSync().success;
+}
+
 /** What a test may need: whether it is there, looked for only where a test needs it, and if not, what to do. */
 const needs = {
   net: [() => net, "that need the network: `deno task test` runs them"],
@@ -94,6 +102,10 @@ const needs = {
     mayUnshare,
     `on a network of their own: they need \`ip\` and \`unshare ${UNSHARE.join(" ")}\``,
   ],
+  hono: [
+    () => run && hasHono(),
+    "of the recipe with Hono: where npm's registry can be reached, `deno task test` runs them",
+  ],
   loopbacks: [
     () => net && hasBothLoopbacks(),
     "of both loopback addresses: this machine has no ::1",
@@ -109,7 +121,8 @@ export function ignoring(tests: string): void {
   told.add(tests);
 }
 
-function isThere(need: Need): boolean {
+/** Whether there is what a test may need. If not, a line says why the test is ignored. */
+export function isThere(need: Need): boolean {
   const [look, reason] = needs[need];
   if (!found.has(need)) found.set(need, Boolean(look()));
   const isFound = found.get(need) === true;

@@ -645,7 +645,7 @@ test({ needs: "chromium" }, "a file that comes back changed, or not at all, is t
     await connect(page);
     const content = file("b.bin", new Uint8Array(100_000));
     await page.setInputFiles("#file", content);
-    const different = "100,000 bytes came back, not the same (do others send, too?): b.bin";
+    const different = "100,000 bytes came back changed, or from others: b.bin";
     await shows(page, ".failed", different);
     await page.setInputFiles("#file", content);
     await shows(
@@ -1528,7 +1528,7 @@ test(
         await page.setInputFiles("#file", file("d.bin", new Uint8Array(size).fill(1)));
         await page.locator(".failed").nth(index).waitFor();
       }
-      const sentence = "came back, not the same (do others send, too?): d.bin";
+      const sentence = "came back changed, or from others: d.bin";
       assertEquals(await page.locator(".failed").filter({ hasText: sentence }).count(), 2);
     });
   },

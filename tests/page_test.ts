@@ -329,6 +329,7 @@ test(
     });
     await browse("English", async (open) => {
       const page = await open(server.http);
+      assertEquals(await page.innerText("#log"), "");
       await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
       const before = Date.now();
       await connect(page);
@@ -614,7 +615,7 @@ test(
         assertStringIncludes(told, "196,609 bytes: a.bin");
         assertStringIncludes(checked, "It came back unchanged (196,609 bytes): a.bin");
       }
-      assertEquals(await page.innerText("#choose"), "Files…");
+      assertEquals(await page.innerText("#choose"), "File…");
       assertEquals(await count(page, "received"), 0);
       // The same file may be chosen again.
       await Promise.all([page.waitForEvent("filechooser"), page.click("#choose")]);
@@ -1462,7 +1463,7 @@ test(
       const page = await open(server.http);
       await connect(page);
       await page.setInputFiles("#file", file("c.bin", new Uint8Array(300_000)));
-      await shows(page, "#choose", "Files… 0 %");
+      await shows(page, "#choose", "File… 0 %");
       assertEquals(await received.next(), 65_536);
       assertEquals(await count(page, "file"), 0);
       // The first piece shows that no answer comes.
@@ -1474,7 +1475,7 @@ test(
       for (const size of [65_536, 65_536, 65_536, 37_856]) {
         assertEquals(await received.next(), size);
       }
-      await page.locator("#choose").getByText("Files…", { exact: true }).waitFor();
+      await page.locator("#choose").getByText("File…", { exact: true }).waitFor();
       assertEquals([await count(page, "checked"), await count(page, "failed")], [0, 0]);
       isDeaf = false;
       await page.setInputFiles("#file", file("c.bin", new Uint8Array(70_000)));

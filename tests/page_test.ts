@@ -412,14 +412,17 @@ test(
       await connect(page);
       await page.evaluate("isHeld = true");
       for (let index = 1; index <= 17; index++) sockets[0].send(`number ${index}.`);
-      await page.waitForFunction("countHeld() === 17", undefined, { polling: "raf" })
-        .catch(() => {});
+      while (await page.evaluate("countHeld()") !== 17);
       await page.clock.fastForward(132 * SECOND);
       await page.evaluate("release()");
       await page.clock.runFor(SECOND);
       assertEquals(await count(page, "received"), 17);
       assertEquals(server.handshakes.all.length, 1);
       // As long as something arrives, the connection is well.
+      sockets[0].send("number 18.");
+      await shows(page, ".received", "number 18.");
+      await page.clock.runFor(SECOND);
+      assertEquals(server.handshakes.all.length, 1);
       await page.clock.runFor(SECOND);
       await shows(page, ".waiting", "Asleep for 132 s, so the connection may be lost.");
       await page.locator("[data-state=open]").waitFor();

@@ -4,49 +4,35 @@
 //   Broadcast server on ws://localhost:9998, page at http://localhost:9998/
 //
 // Open that page in two tabs, or push from anywhere: curl -d 'hello' http://localhost:9998/
-// With ?room=red behind any of these URLs, only the clients in the room `red` hear each other.
+// ?room=red behind any of these URLs names a room. ?after= lets a client hear what it has missed.
 
 import { isUtf8 } from "node:buffer";
-import { type Connection, type Message, type RequestInfo, serve } from "websockets";
+import { type Connection, type RequestInfo, Rooms, serve } from "websockets";
 import { Relay } from "websockets/nats.ts";
 import { log, print, runServer } from "websockets/script.ts";
 import page from "./client.html" with { type: "text" };
 
-/** The clients in each room, by its name. The common room is "", and an empty room has no entry. */
-export const rooms: Map<string, Set<Connection>> = new Map();
-let relay: Relay | undefined;
-
-/** Sends a message to all. Nobody is waited for: the library keeps what is not taken yet. */
-export function broadcast(clients: Iterable<Connection>, message: Message): void {
-  for (const client of clients) client.send(message);
-}
+/** The clients in each room, by its name. The common room is "". */
+export let rooms: Rooms = new Rooms();
 
 /** The article's handler: a client is in its room until it leaves. */
 export async function handler(websocket: Connection, request: Request): Promise<void> {
   const name = roomOf(request);
-  const clients = rooms.getOrInsertComputed(name, () => new Set());
-  clients.add(websocket);
   try {
-    await relay?.enter(name);
+    await rooms.enter(name, websocket, request);
     tell("A client joined", name);
-    for await (const message of websocket) await say(name, message);
+    for await (const message of websocket) {
+      print(name && `Room ${name}:`, message);
+      await rooms.say(name, message);
+    }
   } finally {
-    clients.delete(websocket);
-    if (clients.size === 0) rooms.delete(name);
-    relay?.leave(name);
+    rooms.leave(name, websocket);
     websocket.closed.then(({ code }) => tell(`A client left (${code})`, name));
   }
 }
 
-function say(name: string, message: Message) {
-  broadcast(rooms.get(name) ?? [], message);
-  print(name && `Room ${name}:`, message);
-  // A client that says more than the other servers can take has to wait here.
-  return relay?.publish(name, message);
-}
-
 function tell(event: string, name: string) {
-  log(`${event}${name && ` (room ${name})`}, ${rooms.get(name)?.size ?? 0} connected.`);
+  log(`${event}${name && ` (room ${name})`}, ${rooms.count(name)} connected.`);
 }
 
 /** The name of the room in a URL, such as `red` in `/?room=red`. */
@@ -64,27 +50,31 @@ export function checkRoom({ url }: Request): Response | undefined {
 /** Says the text that is posted to `/`, unless the server has given up waiting for it. */
 export function push(request: Request, { completed }: RequestInfo): Promise<Response> | undefined {
   if (request.method !== "POST" || new URL(request.url).pathname !== "/") return;
-  return Promise.race([request.bytes(), completed]).catch(() => {}).then((body) => {
+  return Promise.race([request.bytes(), completed]).catch(() => {}).then(async (body) => {
     if (!body) return new Response("The push did not arrive whole.\n", { status: 503 });
     if (!isUtf8(body)) return new Response("A push is text in UTF-8.\n", { status: 400 });
     const name = roomOf(request);
-    say(name, new TextDecoder("utf-8", { ignoreBOM: true }).decode(body));
-    return new Response(`{"clients":${rooms.get(name)?.size ?? 0}}\n`, { status: 202 });
+    const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(body);
+    print(name && `Room ${name}:`, text);
+    const position = await rooms.push(name, text);
+    const answer = JSON.stringify({ clients: rooms.count(name), position });
+    return new Response(`${answer}\n`, { status: 202 });
   });
 }
 
 if (import.meta.main) {
   const flags = {
+    "max-history BYTES": "what each room keeps for those that come back (2 MiB)",
+    "history-timeout SECONDS": "how long an empty room keeps it (60)",
     "nats URL": "join the servers at this NATS server, such as nats://127.0.0.1:4222",
     "subject NAME": "the NATS subject that their rooms have in common (broadcast)",
   };
-  const processRequest = [checkRoom, push];
-  const release = () => relay?.close();
-  const options = { port: 9998, page, processRequest, flags, release };
-  await runServer("Broadcast server", options, async (options, { nats, subject = "broadcast" }) => {
-    if (!nats) return serve(handler, options);
-    const receive = (name: string, message: Message) => broadcast(rooms.get(name) ?? [], message);
-    relay = await Relay.connect({ url: nats, subject, receive, log });
-    return relay.join(serve(handler, relay.limit(options)));
+  const processRequest = [checkRoom, (request: Request) => rooms.refuse(request), push];
+  const options = { port: 9998, page, processRequest, flags, release: () => rooms.close() };
+  await runServer("Broadcast server", options, async (options, given) => {
+    const { nats: url, subject = "broadcast", "max-history": maxHistory } = given;
+    rooms = new Rooms({ maxHistory, historyTimeout: given["history-timeout"] });
+    if (url) rooms.relay = await Relay.connect({ url, subject, receive: rooms.receive, log });
+    return rooms.join(serve(handler, rooms.limit(options)));
   });
 }

@@ -59,6 +59,19 @@ test({ needs: "net" }, "`clients` has each until it has left and its handler is 
   await eventually(() => assertEquals(sockets.clients.size, 0));
 });
 
+test({ needs: "net" }, "`dropped` counts the clients that are dropped", async () => {
+  await using sockets = accept(async (websocket) => {
+    await websocket.receive();
+    while (!websocket.signal.aborted) websocket.send(new Uint8Array(100_000));
+  }, { maxWaiting: 2 ** 20, log: () => {} });
+  await using app = startApp(sockets);
+  await using _stays = await TestClient.open(app.url);
+  await using client = await TestClient.open(app.url);
+  client.send("go");
+  assertEquals((await within(client.closed, "the close")).code, 1008);
+  assertEquals(sockets.dropped, 1);
+});
+
 test({ needs: "net" }, "its `shutdown` closes with 1001, and the app goes on", async () => {
   const sockets = accept(echo, { log: () => {} });
   await using app = startApp(sockets);

@@ -141,6 +141,26 @@ answer("feed.ts", "a client hears the feed, and says how fast", async (url) => {
   assert(performance.now() - start < 4_000);
 });
 
+answer("room_server.ts", "a client that comes back hears what it has missed", async (url, cwd) => {
+  await using plain = await TestClient.open(url);
+  const follower = await TestClient.open(`${url}?after=`);
+  const position = await follower.next();
+  await follower.close();
+  plain.send("missed");
+  assertEquals(await plain.next(), "missed");
+  await using again = await TestClient.open(`${url}?after=${position}`);
+  assertEquals(await again.next(), position);
+  assertMatch(`${await again.next()}`, /^\w+\.1\nmissed$/);
+  // The other script says hello, and hears it once, although it may be sent again.
+  await using client = deno(["run", "--allow-net", "room_client.ts"], { cwd });
+  const said = `${await plain.next()}`;
+  await client.prints(/^hello$/);
+  for (const text of [said, "no id", "x".repeat(12) + " the end"]) plain.send(text);
+  await client.prints(/^the end$/);
+  assertEquals(client.lines.all, ["hello", "the end"]);
+});
+tested.add("room_client.ts");
+
 answer("others.ts", "everyone but the sender hears a message", async (url) => {
   await using one = await TestClient.open(url);
   await using two = await TestClient.open(url);

@@ -53,10 +53,11 @@ async function reset({ connection }: RawClient): Promise<void> {
   connection.close();
 }
 
+/** Pushes: the status, and the answer without its position. */
 async function say(url: string, body: BodyInit, target = "/"): Promise<[number, string]> {
   const address = new URL(target, url.replace("ws:", "http:"));
   const response = await fetch(address, { method: "POST", body });
-  return [response.status, await response.text()];
+  return [response.status, (await response.text()).replace(/,"position":"\w+\.\d+"/, "")];
 }
 
 /** A push as it is written to the connection, with more headers. */
@@ -78,8 +79,16 @@ function unfinished({ port }: { port: number }): Promise<RawClient> {
 function startPushes(processRequest: ServeOptions["processRequest"] = push, idleTimeout?: number) {
   const messages: unknown[] = [];
   const listener: Connection = Object.create({ send: (data: unknown) => messages.push(data) });
-  rooms.set("", new Set([listener]));
-  return Object.assign(startServer(() => {}, { processRequest, idleTimeout }), { messages });
+  rooms.enter("", listener, new Request("http://localhost/"));
+  const server = startServer(() => {}, { processRequest, idleTimeout });
+  return {
+    ...server,
+    messages,
+    async [Symbol.asyncDispose]() {
+      await server[Symbol.asyncDispose]();
+      rooms.leave("", listener);
+    },
+  };
 }
 
 test(
@@ -297,6 +306,36 @@ test(
 
 test(
   { needs: "run" },
+  "with ?after=, a client hears positions, and a push tells its own",
+  async () => {
+    await using server = await start("--max-history", "1000", "--history-timeout", "0");
+    await using plain = await join(server, 1, "red");
+    await using follower = await TestClient.open(`${server.url}/?room=red&after=`);
+    const epoch = `${await follower.next()}`.replace(/\.0$/, "");
+    assertMatch(epoch, /^\w+$/);
+    const push = () =>
+      fetch(new URL("/?room=red", server.url.replace("ws:", "http:")), {
+        method: "POST",
+        body: "hello",
+      });
+    assertEquals(await (await push()).json(), { clients: 2, position: `${epoch}.1` });
+    plain[0].send("x".repeat(1000));
+    assertEquals(await follower.next(), `${epoch}.1\nhello`);
+    assertEquals(await follower.next(), `${epoch}.2\n${"x".repeat(1000)}`);
+    assertEquals([await plain[0].next(), await plain[0].next()], ["hello", "x".repeat(1000)]);
+    await using again = await TestClient.open(`${server.url}/?after=${epoch}.0&room=red`);
+    assertEquals(await again.next(), `${epoch}.2 lost 2`);
+    for (const client of [follower, again, plain[0]]) await client.close();
+    await heard(server.lines, "A client left (1000) (room red), 0 connected.");
+    await eventually(async () => {
+      await using late = await TestClient.open(`${server.url}/?room=red&after=${epoch}.2`);
+      assertMatch(`${await late.next()}`, /^\w+\.0 lost$/);
+    });
+  },
+);
+
+test(
+  { needs: "run" },
   "a push that is no text, too large, of unknown length or to another path is refused",
   async () => {
     await using server = await start("--max-message", "10");
@@ -326,19 +365,24 @@ test({ needs: "run" }, "a page that may not connect may not push either", async 
   }
 });
 
-test(
-  { needs: "run" },
-  "a push counts as a client until it ends, and is heard by nobody if it breaks off",
-  async () => {
-    await using server = await start("--max-clients", "1");
-    using half = await unfinished(server);
-    await eventually(async () => assertEquals((await say(server.url, "full"))[0], 503));
-    half.connection.close();
-    await eventually(async () => assertEquals((await say(server.url, "free"))[0], 202));
-    assert(!server.lines.all.includes("hello"));
-    assertEquals(server.errors.all.filter((line) => line.includes("failed")), []);
-  },
-);
+/** The same pushes, and when each of them begins. */
+function startSeenPushes() {
+  const begun = new Inbox<void>();
+  const server = startPushes((...all) => {
+    begun.put();
+    return push(...all);
+  });
+  return Object.assign(server, { begun });
+}
+
+test({ needs: "net" }, "a push that breaks off is heard by nobody, and is no error", async () => {
+  await using server = startSeenPushes();
+  using half = await unfinished(server);
+  await server.begun.next();
+  half.connection.close();
+  assertEquals(await server.log.next(), "Refused a client with 503.");
+  assertEquals([server.messages, server.log.all.length], [[], 1]);
+});
 
 test(
   { needs: "run" },
@@ -350,25 +394,21 @@ test(
     assertEquals(await say(server.url, "pushed"), [202, `{"clients":1}\n`]);
     assertMatch(await stalled.head(), /^HTTP\/1\.1 408 /);
     await stalled.write("world");
-    while ((await stalled.read()).length > 0);
     assertEquals((await say(server.url, "the end"))[0], 202);
     assertEquals(server.messages, ["pushed", "the end"]);
   },
 );
 
 test(
-  { needs: "run" },
+  { needs: "net" },
   "a push that has not ended when the server stops is answered, and not heard",
   async () => {
-    await using server = await start("--max-clients", "2");
-    await using clients = await join(server, 1);
+    const server = startSeenPushes();
     using half = await unfinished(server);
-    await eventually(async () => assertEquals((await say(server.url, "full"))[0], 503));
-    server.kill("SIGTERM");
-    assertEquals((await within(clients[0].closed, "the close")).code, 1001);
+    await server.begun.next();
+    await server[Symbol.asyncDispose]();
     assertMatch(await half.head(), /^HTTP\/1\.1 503 /);
-    assertEquals(await server.end(), 0);
-    assert(!server.lines.all.includes("hello"));
+    assertEquals(server.messages, []);
   },
 );
 
@@ -532,7 +572,7 @@ test(
     await heard(server.lines, "A client joined, 1 connected.");
     client.send("it fits");
     assertEquals(await client.next(), "it fits");
-    assertEquals((await say(server.url, "no room"))[0], 503);
+    assertEquals((await ask(server.port, handshake())).status, 503);
     const long = "more than ten bytes";
     client.send(long);
     assertEquals((await within(client.closed, "the close")).code, 1009);
@@ -542,13 +582,19 @@ test(
   },
 );
 
-test({ needs: "run" }, "The server stops: SIGTERM ends it with 0, and all get 1001", async () => {
-  await using server = await start();
-  await using clients = await join(server, 3);
-  server.kill("SIGTERM");
-  for (const client of clients) {
-    assertEquals((await within(client.closed, "the close")).code, 1001);
-  }
-  assertEquals(await server.end(), 0);
-  assertEquals(server.errors.all, []);
-});
+for (const signal of ["SIGTERM", "SIGHUP"] as const) {
+  test(
+    { needs: "run" },
+    `The server stops: ${signal} ends it with 0, and all get 1001`,
+    async () => {
+      await using server = await start();
+      await using clients = await join(server, 3);
+      server.kill(signal);
+      for (const client of clients) {
+        assertEquals((await within(client.closed, "the close")).code, 1001);
+      }
+      assertEquals(await server.end(), 0);
+      assertEquals(server.errors.all, []);
+    },
+  );
+}

@@ -4,7 +4,6 @@
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { delay } from "@std/async";
 import type { Handler } from "websockets";
-import { broadcast } from "../broadcast_server.ts";
 import { Budget, currentClient } from "../websockets/budget.ts";
 import { Outbox } from "../websockets/outbox.ts";
 import { eventually, heldMemory, TestClient, within } from "./helpers.ts";
@@ -15,6 +14,7 @@ import {
   assertInOrder,
   assertNumber,
   BINARY,
+  broadcast,
   CLOSE,
   connect,
   connectRaw,

@@ -3,8 +3,10 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { existsSync } from "node:fs";
-import { eventually, freePort, Inbox, TestClient, within } from "./helpers.ts";
+import { isHandshake } from "websockets";
+import { eventually, freePort, Inbox, startServer, TestClient, within } from "./helpers.ts";
 import { CHROMIUM, CHROMIUM_FLAGS, test } from "./needs.ts";
+import { echo } from "./peers.ts";
 import { assertDescriptors, countDescriptors, Program, Script } from "./programs.ts";
 import { handshake, RawClient } from "./raw.ts";
 import { blockOf, deno, makeFolder, read, REFERENCE, ROOT } from "./readme.ts";
@@ -76,39 +78,49 @@ test({ needs: "run" }, "the scripts run from any working directory", async () =>
 
 // Behind a proxy.
 
-/** A script behind nginx, which is started with the reference's configuration. */
-async function startProxied(
-  start: Promise<Program & { url: string }>,
-  headerTimeout = "$1",
-) {
-  await using stack = new AsyncDisposableStack();
-  const server = stack.use(await start);
-  const folder = stack.use(await makeFolder()).path;
+/** Makes a certificate for `localhost` and its key in a folder. */
+async function certify(folder: string): Promise<string> {
   const openssl = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
     "-subj /CN=localhost -addext subjectAltName=DNS:localhost " +
     `-addext basicConstraints=critical,CA:FALSE -keyout ${folder}/key.pem -out ${folder}/cert.pem`;
   assert((await new Deno.Command("openssl", { args: openssl.split(" ") }).output()).success);
-  const cert = await Deno.readTextFile(`${folder}/cert.pem`);
+  return await Deno.readTextFile(`${folder}/cert.pem`);
+}
+
+/** A server behind nginx, which is started with the reference's configuration, changed by `change`. */
+async function startProxied<Started extends AsyncDisposable & { url: string }>(
+  start: Started | Promise<Started>,
+  change = (site: string) => site,
+) {
+  await using stack = new AsyncDisposableStack();
+  const server = stack.use(await start);
+  const folder = stack.use(await makeFolder()).path;
+  const cert = await certify(folder);
 
   const port = freePort();
-  const site = blockOf("nginx")
+  const site = change(blockOf("nginx"))
     .replace("listen 443", `listen 127.0.0.1:${port}`)
     .replaceAll("9998", new URL(server.url).port)
-    .replaceAll("/etc/ssl/example.com", folder)
-    .replace(/(?<=client_header_timeout )(\w+)/, headerTimeout);
+    .replaceAll("/etc/ssl/example.com", folder);
   // What Debian's nginx.conf says around a site; temporary files stay in the folder.
   const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
     .map((each) => `${each}_temp_path ${folder}/${each};`).join(" ");
   await Deno.writeTextFile(
     `${folder}/nginx.conf`,
-    `daemon off; master_process off; pid ${folder}/pid; events {} http { access_log ${folder}/access.log; ${temporary}\n${site}}`,
+    `daemon off; worker_processes 1; pid ${folder}/pid; events {} http { access_log ${folder}/access.log; ${temporary}\n${site}}`,
   );
-  stack.use(new Program(NGINX, ["-e", "stderr", "-c", `${folder}/nginx.conf`]));
+  const nginx = new Program(NGINX, ["-e", "stderr", "-c", `${folder}/nginx.conf`]);
+  stack.defer(async () => {
+    // Unlike SIGKILL, this ends its workers as well.
+    nginx.kill();
+    await nginx.end();
+  });
   await eventually(async () => (await Deno.connect({ port })).close());
 
   const client = stack.use(Deno.createHttpClient({ caCerts: [cert] }));
-  const open = async (headers: Record<string, string> = {}) => {
-    const opened = new TestClient(new WebSocket(`wss://localhost:${port}/`, { client, headers }));
+  const open = async (headers: Record<string, string> = {}, path = "/") => {
+    const url = `wss://localhost:${port}${path}`;
+    const opened = new TestClient(new WebSocket(url, { client, headers }));
     const isOpen = new Promise<void>((resolve, reject) => {
       opened.socket.onopen = () => resolve();
       opened.socket.onerror = (event) => reject(new Error((event as ErrorEvent).message));
@@ -116,13 +128,29 @@ async function startProxied(
     await within(isOpen, "a connection through nginx");
     return opened;
   };
-  const connect = () => Deno.connectTls({ hostname: "localhost", port, caCerts: [cert] });
+  const connect = (trusted = cert) =>
+    Deno.connectTls({ hostname: "localhost", port, caCerts: [trusted] });
   const running = stack.move();
   const stop = () => running.disposeAsync();
-  return { server, folder, port, client, open, connect, [Symbol.asyncDispose]: stop };
+  return { server, nginx, folder, port, client, open, connect, [Symbol.asyncDispose]: stop };
 }
 
 const bytes = (text: string) => new TextEncoder().encode(text);
+
+/** The status of the answer to a request. */
+async function statusOf(connection: Deno.Conn, request: string): Promise<string> {
+  await connection.write(bytes(request));
+  const status = new Uint8Array("HTTP/1.1 101".length);
+  await within(connection.read(status), "an answer");
+  return new TextDecoder().decode(status).slice(-3);
+}
+
+/** What the reference says to write, between these words of it. */
+function wordsOf(before: string, after: string): string {
+  const [, words] = read(REFERENCE).match(RegExp(`${before} \`([^\`]*)\`,? ${after}`)) ?? [];
+  assert(words, `The reference does not say what stands after "${before}".`);
+  return words;
+}
 
 testWith(NGINX, "behind nginx, pages of its site and pushes come in", async () => {
   const origin = "https://example.com";
@@ -139,13 +167,10 @@ testWith(NGINX, "behind nginx, pages of its site and pushes come in", async () =
   fromPage.send(large);
   assertEquals([await fromPage.next(), await program.next()], [large, large]);
   const answer = await fetch(url, { method: "POST", body: "pushed", client });
-  assertEquals([answer.status, await answer.json()], [202, { clients: 2 }]);
+  assertEquals([answer.status, (await answer.json()).clients], [202, 2]);
   assertEquals([await fromPage.next(), await program.next()], ["pushed", "pushed"]);
   using evil = await proxied.connect();
-  await evil.write(bytes(handshake({ Origin: "https://evil.example" })));
-  const status = new Uint8Array("HTTP/1.1 403".length);
-  await within(evil.read(status), "the refusal");
-  assertEquals(status, bytes("HTTP/1.1 403"));
+  assertEquals(await statusOf(evil, handshake({ Origin: "https://evil.example" })), "403");
 });
 
 testWith(NGINX, "behind nginx, Java's clients can connect and push", async () => {
@@ -155,12 +180,6 @@ testWith(NGINX, "behind nginx, Java's clients can connect and push", async () =>
     "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n" +
     "Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n" +
     "Content-Length: 6\r\n\r\npushed";
-  const statusOf = async (connection: Deno.Conn, request: string) => {
-    await connection.write(bytes(request));
-    const status = new Uint8Array("HTTP/1.1 101".length);
-    await within(connection.read(status), "an answer");
-    return new TextDecoder().decode(status).slice(-3);
-  };
   await using other = await proxied.open();
   for (const [request, status] of [[handshakeOfJava, "101"], [pushOfJava, "202"]]) {
     using through = await proxied.connect();
@@ -183,7 +202,10 @@ testWith(NGINX, "behind nginx, echo answers text and the largest message", async
 });
 
 testWith(NGINX, "nginx cuts off a handshake that does not end, unseen by the server", async () => {
-  await using proxied = await startProxied(Script.server("server.ts", "--quiet"), "3s");
+  await using proxied = await startProxied(
+    Script.server("server.ts", "--quiet"),
+    (site) => site.replace(/(?<=client_header_timeout )\w+/, "3s"),
+  );
   const before = countDescriptors(proxied.server);
   using silent = await Deno.connect({ port: proxied.port });
   using half = await proxied.connect();
@@ -223,25 +245,131 @@ testWith(NGINX, "a restart behind nginx costs a client a pause and no round", as
   assertEquals(client.lines.all.length, 20);
 });
 
+testWith(NGINX, "behind nginx, a server does not see the path that it has there", async () => {
+  const pathOf = ({ url }: Request) => new URL(url).pathname;
+  const server = startServer((websocket, request) => websocket.send(pathOf(request)), {
+    processRequest: (request) => isHandshake(request) ? undefined : new Response(pathOf(request)),
+  });
+  const [location, rewrite] = [wordsOf("write", "and put"), wordsOf("put", "before each")];
+  await using proxied = await startProxied(server, (site) => {
+    const moved = site.replace("location / {", location);
+    return moved.replaceAll("proxy_pass http", `${rewrite} proxy_pass http`);
+  });
+  await using client = await proxied.open({}, "/chat/red");
+  assertEquals(await client.next(), "/red");
+  const answer = await fetch(`https://localhost:${proxied.port}/chat/`, proxied);
+  assertEquals(await answer.text(), "/");
+});
+
+testWith(
+  NGINX,
+  "behind nginx, pings keep a silent client, and without them it is cut off",
+  async () => {
+    const change = (site: string) => site.replace(/(?<=proxy_read_timeout )\w+/, "1500ms");
+    await using pinging = await startProxied(startServer(echo(), { idleTimeout: 0.4 }), change);
+    await using silent = await startProxied(startServer(echo(), { idleTimeout: 0 }), change);
+    await using kept = await pinging.open();
+    await using cut = await silent.open();
+    await within(cut.closed, "nginx to cut it off");
+    kept.send("still here");
+    assertEquals(await kept.next(), "still here");
+  },
+);
+
+testWith(
+  NGINX,
+  "when nginx is reloaded, new clients see a renewed certificate, and the others stay",
+  async () => {
+    await using proxied = await startProxied(startServer(echo()));
+    await using client = await proxied.open();
+    const renewed = await certify(proxied.folder);
+    // `systemctl reload nginx` sends this.
+    proxied.nginx.kill("SIGHUP");
+    const refusals: unknown[] = [];
+    await eventually(async () => {
+      try {
+        using connection = await proxied.connect(renewed);
+        await connection.handshake();
+      } catch (error) {
+        // This is what a client says of a certificate that it does not know.
+        if (!(error instanceof Deno.errors.InvalidData)) refusals.push(error);
+        throw error;
+      }
+    });
+    assertEquals(refusals, []);
+    client.send("still here");
+    assertEquals(await client.next(), "still here");
+  },
+);
+
+testWith(NGINX, "two servers that restart one after the other refuse nobody", async () => {
+  const ports = [`${freePort()}`, `${freePort()}`];
+  const added = wordsOf("Add", "to nginx's `upstream`").replace("9999", ports[1]);
+  // A server that waits for a client before it ends refuses all others meanwhile.
+  const flags = ["--quiet", "--stop-timeout", "0.5"];
+  const start = (port: string) => Script.server("broadcast_server.ts", ...flags, "--port", port);
+  await using stack = new AsyncDisposableStack();
+  const second = stack.use(await start(ports[1]));
+  const proxied = stack.use(
+    await startProxied(start(ports[0]), (site) => site.replace(/(?=\n}\nserver)/, `\n${added}`)),
+  );
+  const answers: Record<string, number> = { "101": 0, "202": 0 };
+  let isDone = false;
+  const repeat = async (ask: () => Promise<string | number>) => {
+    while (!isDone) {
+      const status = await ask();
+      answers[status] = (answers[status] ?? 0) + 1;
+    }
+  };
+  const push = async () => {
+    const request = { method: "POST", body: "pushed", client: proxied.client };
+    const answer = await fetch(`https://localhost:${proxied.port}/`, request);
+    await answer.body?.cancel();
+    return answer.status;
+  };
+  const shakeHands = async () => {
+    using connection = await proxied.connect();
+    return await statusOf(connection, handshake());
+  };
+  const asking = Promise.all([push, push, shakeHands, shakeHands].map(repeat));
+  for (const [index, server] of [proxied.server, second].entries()) {
+    using _client = await RawClient.upgraded(Number(ports[index]));
+    server.kill();
+    assertEquals(await server.end(), 0);
+    stack.use(await start(ports[index]));
+  }
+  isDone = true;
+  await within(asking, "the last answers");
+  assertEquals(Object.keys(answers), ["101", "202"]);
+  for (const [status, count] of Object.entries(answers)) assert(count > 0, status);
+});
+
 // As a service, and what it tells.
 
 testWith(
   SYSTEMD_ANALYZE,
-  "systemd finds no fault in the reference's unit, and it starts",
+  "systemd finds no fault in the reference's unit, and waits until its server listens",
   async () => {
     await using folder = await makeFolder();
+    const port = `${freePort()}`;
     const unit = blockOf("ini")
       .replaceAll("/usr/local/bin/deno", Deno.execPath())
       .replaceAll("/srv/websocket/", ROOT);
-    await Deno.writeTextFile(`${folder.path}/websocket.service`, unit);
-    const args = ["verify", `${folder.path}/websocket.service`];
-    const { stderr } = await new Deno.Command(SYSTEMD_ANALYZE, { args }).output();
+    await Deno.writeTextFile(`${folder.path}/websocket@.service`, unit);
+    const verify = ["verify", `${folder.path}/websocket@${port}.service`];
+    const { stderr } = await new Deno.Command(SYSTEMD_ANALYZE, { args: verify }).output();
     const complaints = new TextDecoder().decode(stderr).split("\n");
-    assertEquals(complaints.filter((line) => line.includes("websocket.service")), []);
+    assertEquals(complaints.filter((line) => line.includes("websocket@")), []);
 
-    const [, command] = unit.match(/^ExecStart=\S+ (.*)$/m) ?? [];
-    await using server = deno([...command.split(" "), "--port", "0"], { cwd: folder.path });
+    const commandOf = (key: string) => {
+      const [, command = ""] = unit.match(RegExp(`^${key}=(.*)$`, "m")) ?? [];
+      return command.replaceAll("%i", port).split(" ");
+    };
+    const [curl, ...options] = commandOf("ExecStartPost");
+    await using waiting = new Program(curl, options);
+    await using server = deno(commandOf("ExecStart").slice(1), { cwd: folder.path });
     await server.prints(/^Broadcast server on ws:\/\/127\.0\.0\.1:/);
+    assertEquals(await waiting.end(), 0);
   },
 );
 

@@ -12,6 +12,7 @@ const CORE = [
   ...["log.ts", "message.ts", "close_codes.ts", "connection_closed.ts"],
   ...[
     "waiting.ts",
+    "history.ts",
     "eviction.ts",
     "budget.ts",
     "handed.ts",
@@ -19,9 +20,10 @@ const CORE = [
     "inbox.ts",
     "connection.ts",
   ],
-  ...["options.ts", "handshake.ts", "token.ts", "cross_origin.ts", "request_body.ts"],
-  ...["process_request.ts", "clients.ts", "accept.ts", "listen.ts", "serve.ts"],
-  ...["failures.ts", "reconnect.ts", "connect.ts"],
+  ...["options.ts", "handshake.ts", "token.ts", "cross_origin.ts", "pending_request.ts"],
+  ...["requests.ts", "clients.ts", "accept.ts", "listen.ts", "serve.ts"],
+  ...["room.ts", "room_relay.ts", "rooms.ts"],
+  ...["failures.ts", "reconnect.ts", "connect.ts", "follow.ts"],
 ];
 /** What makes a script, in the same order. */
 const SCRIPT = [

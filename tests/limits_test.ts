@@ -1,8 +1,9 @@
 // The limits of the runtime, as websockets/README.md tells them. Where a new Deno has one no more, its
 // test fails, and the README is to be corrected. Those of frames are in `frames_test.ts`.
 
-import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
-import { connect, type Handler } from "websockets";
+import { assert, assertEquals, assertLessOrEqual, assertMatch, assertThrows } from "@std/assert";
+import { delay } from "@std/async";
+import { connect, type Handler, serve } from "websockets";
 import { Inbox, startServer, TestClient, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { echo, listenRaw } from "./peers.ts";
@@ -68,6 +69,32 @@ test({ needs: "net" }, "Handshakes with a body: they get an empty 400", async ()
   }
 });
 
+test(
+  { needs: "net" },
+  "Certificates: while a server listens, no other can on its port",
+  async () => {
+    await using server = startServer(echo());
+    assertThrows(() => serve(echo(), { port: server.port }), Deno.errors.AddrInUse);
+  },
+);
+
+test(
+  { needs: "net" },
+  "HTTP/2: a server does not say that it takes WebSockets over it",
+  async () => {
+    await using server = startServer(echo());
+    using client = await RawClient.open(server.port, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    const emptySettings = new Uint8Array([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    await client.write(emptySettings);
+    const [, , length, type] = await client.take(9);
+    assertEquals(type, 4, "a SETTINGS frame");
+    const settings = await client.take(length);
+    const names = Array.from({ length: length / 6 }, (_, index) => settings[6 * index + 1]);
+    // RFC 8441 section 3: SETTINGS_ENABLE_CONNECT_PROTOCOL.
+    assert(names.length > 0 && !names.includes(8), `${names}`);
+  },
+);
+
 // What waits.
 
 test({ needs: "net" }, "Closing: what waits for a client that closes is not sent", async () => {
@@ -110,6 +137,25 @@ test(
     hurried.send("without");
     assertEquals((await within(hurried.closed, "the close")).code, 1008);
     assertEquals(server.log.all.length, 1);
+  },
+);
+
+test(
+  { needs: "net" },
+  "Late pings: a message that takes longer than a client may be silent does not arrive",
+  async () => {
+    const events = new Inbox<string>();
+    await using server = startServer(echo(events), { idleTimeout: 0.4 });
+    using client = await RawClient.upgraded(server.port);
+    const isClosed = events.next();
+    // A pong can't be in the middle of a frame, and each byte of the frame is no sign of life.
+    const message = frame(TEXT, "x".repeat(MEBIBYTE));
+    let sent = 0;
+    while (events.all.length === 0 && sent < message.length) {
+      await client.write(message.subarray(sent, ++sent)).catch(() => {});
+      await delay(1);
+    }
+    assertEquals(await isClosed, "closed with 1006");
   },
 );
 

@@ -8,8 +8,8 @@ import { read, REFERENCE, ROOT } from "./readme.ts";
 /** The limits that no test shows, and why. */
 const NOT_SHOWN: Record<string, string> = {
   "Slow readers": "The steps depend on the buffers of the system.",
-  "Late pings": "How much is before a ping depends on the buffers of the system.",
   "Small frames": "How long the others wait depends on the speed of the machine.",
+  "Large messages over TLS": "Whether bytes are kept depends on the buffers of the system.",
   "Frozen NATS over TLS": "It takes the time of a lost TCP connection.",
   "Full pipes": "The system does this to every program.",
 };
@@ -33,7 +33,8 @@ function claims(): Set<string> {
   const code = files.filter((name) => name.endsWith("_test.ts")).map((name) =>
     read(`tests/${name}`)
   );
-  const names = /(?:\btest\(\s*(?:\{ needs: [^}]*\},\s*)?|\bname: )["`]([A-Z`][^"\n]*?): /g;
+  const names =
+    /(?:\btest(?:Exchanges)?\(\s*(?:\{ needs: [^}]*\},\s*)?|\bname: )["`]([A-Z`][^"\n]*?): /g;
   return new Set(code.flatMap((each) => [...each.matchAll(names)]).map(([, words]) => words));
 }
 

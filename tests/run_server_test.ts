@@ -49,6 +49,7 @@ Deno.test("where a flag says nothing, what its script says holds", () => {
     key: "private key",
     origins: ["null"],
     maxMessage: 5_000_000,
+    maxBody: 4_000_000,
     maxClients: 2,
     maxWaiting: 3,
     idleTimeout: 4,
@@ -57,7 +58,16 @@ Deno.test("where a flag says nothing, what its script says holds", () => {
   assertEquals<unknown>([options, processRequest], [given, []]);
 
   const flags = ["--host", "[::1]", "--port", "1", "--origin", "*", "--max-message", "6000000"];
-  flags.push("--max-clients", "7", "--max-waiting", "8", "--idle-timeout", "0.5");
+  flags.push(
+    "--max-body",
+    "500",
+    "--max-clients",
+    "7",
+    "--max-waiting",
+    "8",
+    "--idle-timeout",
+    "0.5",
+  );
   const { processRequest: __, log: ___, ...changed } = optionsFrom(given, ...flags);
   assertEquals<unknown>(changed, {
     ...given,
@@ -65,6 +75,7 @@ Deno.test("where a flag says nothing, what its script says holds", () => {
     port: 1,
     origins: ["null", "*"],
     maxMessage: 6_000_000,
+    maxBody: 500,
     maxClients: 7,
     maxWaiting: 8,
     idleTimeout: 0.5,
@@ -89,7 +100,7 @@ Deno.test("origins that pages and apps have are taken", () => {
 });
 
 Deno.test("every limit refuses what is no number in its bounds", () => {
-  const cases = [["port", "65536"], ["max-message", "0"], ["max-clients", "0"]];
+  const cases = [["port", "65536"], ["max-message", "0"], ["max-body", "0"], ["max-clients", "0"]];
   cases.push(["max-waiting", "1 GiB"]);
   for (const [flag, text] of cases) {
     const start = `--${flag} takes a whole number from `;
@@ -165,6 +176,60 @@ test(
   },
 );
 
+/** Runs OpenSSL in a folder. */
+async function openssl(folder: string, command: string): Promise<void> {
+  const options = { args: command.split(" "), cwd: folder, stderr: "piped" } as const;
+  const { success, stderr } = await new Deno.Command("openssl", options).output();
+  assert(success, new TextDecoder().decode(stderr));
+}
+
+test(
+  { needs: "run" },
+  "a certificate or key that can't be used is told in one line that says what to do",
+  async () => {
+    await using folder = await makeFolder();
+    const { path } = folder;
+    const commands = [
+      "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem",
+      "genpkey -algorithm ed25519 -out other.pem",
+      "pkey -in key.pem -aes256 -passout pass:secret -out encrypted.pem",
+      "pkey -in key.pem -aes256 -passout pass:secret -traditional -out old.pem",
+      "pkey -in key.pem -traditional -out traditional.pem",
+      "pkey -in key.pem -outform der -out key.der",
+      "x509 -in cert.pem -outform der -out cert.der",
+    ];
+    for (const command of commands) await openssl(path, command);
+    const complaintOf = async (cert: string, key: string) => {
+      const flags = ["--port", "0", "--cert", `${path}/${cert}`, "--key", `${path}/${key}`];
+      await using script = new Script("server.ts", flags, ["--allow-net", "--allow-read"]);
+      return await script.prints(/^Echo server on wss:/).then(
+        () => "started",
+        ({ message }) => message,
+      );
+    };
+    const convert = (file: string, command: string) =>
+      `in PEM in ${path}/${file}: if it is in DER, convert it with openssl ${command} -in ${path}/${file} -out FILE.`;
+    const encrypted = (file: string) =>
+      `The private key in ${path}/${file} is encrypted: decrypt it with openssl pkey -in ${path}/${file} -out FILE.`;
+    const other =
+      "The private key is not that of the first certificate in --cert: give --key its own.";
+    const cases: [cert: string, key: string, complaint: string][] = [
+      ["cert.pem", "key.pem", "started"],
+      ["cert.pem", "traditional.pem", "started"],
+      ["cert.pem", "encrypted.pem", encrypted("encrypted.pem")],
+      ["cert.pem", "old.pem", encrypted("old.pem")],
+      ["cert.pem", "other.pem", other],
+      ["cert.der", "key.pem", `There is no certificate ${convert("cert.der", "x509")}`],
+      ["cert.pem", "key.der", `There is no private key ${convert("key.der", "pkey")}`],
+      ["key.pem", "key.pem", `There is no certificate ${convert("key.pem", "x509")}`],
+      ["cert.pem", "cert.pem", `There is no private key ${convert("cert.pem", "pkey")}`],
+    ];
+    await Promise.all(cases.map(async ([cert, key, complaint]) => {
+      assertEquals(await complaintOf(cert, key), complaint);
+    }));
+  },
+);
+
 test(
   { needs: "run" },
   "a token or certificate that can't be read is told in one line, and nothing is served",
@@ -184,10 +249,13 @@ test(
       [token(none), /^No such file .*none/],
       [token(folder.path), /directory/],
       [token(empty), /flag: deno run --allow-net --allow-read server\.ts$/, ["--allow-net"]],
-      [certificate(empty), /^There is no certificate .*empty/],
+      [
+        certificate(empty),
+        /^There is no certificate in PEM in .*empty: .*openssl x509 -in .*empty/,
+      ],
       [certificate(""), /^Empty path /],
       [certificate(none), /^No such file .*none/],
-      [certificate("LICENSE"), /LICENSE.*BEGIN/],
+      [certificate("LICENSE"), /^There is no certificate in PEM in LICENSE: /],
       [certificate(empty), /flag: deno run --allow-net --allow-read server\.ts$/, ["--allow-net"]],
     ];
     await Promise.all(cases.map(async ([flags, line, permissions = both]) => {

@@ -3,8 +3,14 @@
 // nothing unless the test does, and messages with numbers.
 
 import { assert, assertEquals } from "@std/assert";
-import { type Close, type Connection, type Handler, serve, type ServeOptions } from "websockets";
-import { broadcast } from "../broadcast_server.ts";
+import {
+  type Close,
+  type Connection,
+  type Handler,
+  type Message,
+  serve,
+  type ServeOptions,
+} from "websockets";
 import { eventually, Inbox, TestClient, within } from "./helpers.ts";
 import { frame, RawClient } from "./raw.ts";
 
@@ -53,6 +59,11 @@ export function startWatched(handler: Handler, options?: ServeOptions) {
 }
 
 export type Watched = ReturnType<typeof startWatched>;
+
+/** Sends a message to all. Nobody is waited for. */
+export function broadcast(clients: Iterable<Connection>, message: Message): void {
+  for (const client of clients) client.send(message);
+}
 
 /** A room whose members hear what each of them sends, and what is pushed. */
 export function startRoom(

@@ -1,26 +1,25 @@
 // A WebSocket server without its listener: it answers requests, and lets clients in within the
 // limits.
 
-import { delay } from "@std/async";
 import { Budget } from "./budget.ts";
 import { Clients, type Handler } from "./clients.ts";
 import type { Connection } from "./connection.ts";
 import { overlookRejections } from "./connection_closed.ts";
-import { answerPreflight, isPreflight, makeReadable } from "./cross_origin.ts";
+import { answerOptions, makeReadable } from "./cross_origin.ts";
 import {
   askForUpgrade,
   isHandshake,
   isKnownOrigin,
   mayHaveBody,
+  Refusals,
   refuse,
   refuseBody,
   refuseHandshake,
-  RETRY_AFTER,
   selectSubprotocol,
 } from "./handshake.ts";
 import { errorLog, type Log, printable, unfailing } from "./log.ts";
 import { type AcceptOptions, type Limits, limitsOf, type RequestInfo } from "./options.ts";
-import { askFirst, type RequestLimits } from "./process_request.ts";
+import { Requests } from "./requests.ts";
 
 /** Milliseconds that a stopping server waits for its clients: containers are killed after 10 s. */
 export const SHUTDOWN_TIMEOUT = 5_000;
@@ -37,14 +36,12 @@ export function accept(handler: Handler, options: AcceptOptions = {}): Acceptor 
 
 /** What lets clients in. `accept` makes it. */
 export class Acceptor implements AsyncDisposable {
-  readonly #options: AcceptOptions;
+  readonly #refused = new Refusals();
   readonly #limits: Limits;
-  readonly #requestLimits: RequestLimits;
   readonly #log: Log;
   readonly #budget: Budget;
   readonly #clients: Clients;
-  /** How many requests are not decided about yet. */
-  #pending = 0;
+  readonly #requests: Requests;
   readonly #stopping = new AbortController();
   readonly #stopOverlooking: () => void;
   readonly #closingCheck?: ReturnType<typeof setInterval>;
@@ -52,16 +49,14 @@ export class Acceptor implements AsyncDisposable {
 
   /** @ignore `accept` calls it. */
   constructor(handler: Handler, options: AcceptOptions) {
-    this.#options = options;
     this.#limits = limitsOf(options);
-    const { maxMessage, maxWaiting, timeout } = this.#limits;
-    const log = unfailing(options.log ?? errorLog);
-    this.#log = log;
+    const { maxMessage, maxBody, maxWaiting, timeout } = this.#limits;
+    const log = this.#log = unfailing(options.log ?? errorLog);
     this.#budget = new Budget(maxWaiting, timeout);
     this.#clients = new Clients(handler, this.#budget, { maxMessage, isClient: false, log });
-    const count = (bytes: number) => this.countWaiting(bytes);
-    const { signal } = this.#stopping;
-    this.#requestLimits = { timeout, maxBody: maxMessage, stopping: signal, count, log };
+    const [stopping, refused] = [this.#stopping.signal, this.#refused];
+    const limits = { maxBody, timeout, stopping, refused, log };
+    this.#requests = new Requests([options.processRequest ?? []].flat(), limits, maxWaiting);
     this.#stopOverlooking = overlookRejections();
     if (timeout === Infinity) return;
     this.#closingCheck = setInterval(() => this.#budget.findClosing(), timeout);
@@ -72,12 +67,22 @@ export class Acceptor implements AsyncDisposable {
     return this.#clients.all;
   }
 
-  /** How many bytes wait for all clients together. */
-  get waiting(): number {
-    return this.#budget.bytes;
+  /** How many requests were refused, by what has refused them. */
+  get refused(): Readonly<Refusals> {
+    return this.#refused;
   }
 
-  /** Whether more waits than may: then nobody is let in, and a handler should not add to it. */
+  /** How many clients were dropped, because too much waited or because they did not answer. */
+  get dropped(): number {
+    return this.#budget.dropped;
+  }
+
+  /** How many bytes wait for all clients together, and of bodies that have arrived. */
+  get waiting(): number {
+    return this.#budget.bytes + this.#requests.bytes;
+  }
+
+  /** Whether more waits for clients than may: then nobody is let in, and no handler should add. */
   get isFull(): boolean {
     return this.#budget.isFull;
   }
@@ -90,6 +95,11 @@ export class Acceptor implements AsyncDisposable {
   countWaiting(bytes: number): void {
     this.#budget.count(bytes);
     if (bytes > 0) this.#budget.enforce();
+  }
+
+  /** Has `free` called to free so many bytes of what it has counted, before a client has to go. */
+  whenFull(free: (bytes: number) => void): void {
+    this.#budget.reserves.add(free);
   }
 
   /** Answers a request, as the handler of `Deno.serve` does. */
@@ -120,52 +130,61 @@ export class Acceptor implements AsyncDisposable {
 
   #answer(request: Request, info: RequestInfo): Response | Promise<Response> {
     // A handler that parses such a URL would fail, and the log would show the URL with its token.
-    if (!URL.canParse(request.url)) return refuse(400, "The Host of the request can't be read.");
-    if (this.#stopping.signal.aborted) {
-      return refuse(503, "The server is shutting down.", RETRY_AFTER);
-    }
+    const unreadable = "The Host of the request can't be read.";
+    if (!URL.canParse(request.url)) return this.#refuse("handshake", 400, unreadable);
+    const isLate = this.#stopping.signal.aborted;
+    if (isLate) return this.#refuse("shutdown", 503, "The server is shutting down.");
     if (isHandshake(request)) {
-      return refuseHandshake(request) ?? this.#refuseClient(request) ??
-        this.#decide(request, info, () => this.#upgrade(request, info));
+      return this.#count("handshake", refuseHandshake(request)) ?? this.#refusePage(request) ??
+        this.#refuseClient() ?? this.#refuseWhenFull() ??
+        this.#requests.decide(request, info, () => this.#upgrade(request, info));
     }
     if (mayHaveBody(request)) {
-      const refusal = this.#refuseClient(request) ?? refuseBody(request, this.#limits.maxMessage);
+      const refusal = this.#refusePage(request) ?? this.#refuseWhenFull() ??
+        this.#count("body", refuseBody(request, this.#limits.maxBody));
       if (refusal) return refusal;
     }
-    const origin = request.headers.get("origin");
-    // Only a page that is let in may read the answer.
-    const isLetIn = origin !== null && isKnownOrigin(origin, this.#limits.origins);
-    const readableBy = isLetIn ? origin : undefined;
-    if (isPreflight(request) && this.#options.processRequest) return answerPreflight(readableBy);
-    const response = this.#decide(request, info, askForUpgrade);
-    if (response instanceof Response) return makeReadable(response, readableBy);
-    return response.then((response) => makeReadable(response, readableBy));
+    const otherwise = request.method === "OPTIONS" ? answerOptions : askForUpgrade;
+    const response = this.#requests.decide(request, info, otherwise);
+    const readable = (answer: Response) => makeReadable(answer, request, this.#limits.origins);
+    return response instanceof Promise ? response.then(readable) : readable(response);
   }
 
-  /** Refuses a client because of where it comes from, or because there is no room. */
-  #refuseClient({ headers }: Request): Response | undefined {
+  /** Counts a refusal, if it is one. */
+  #count<Refusal extends Response | undefined>(by: keyof Refusals, refusal: Refusal): Refusal {
+    if (refusal) this.#refused[by]++;
+    return refusal;
+  }
+
+  /** Refuses a request. The log has a line, if there is one, with the option that has refused it. */
+  #refuse(by: keyof Refusals, status: number, text: string, line?: string): Response {
+    if (line) this.#log(line, by);
+    return this.#count(by, refuse(status, text));
+  }
+
+  #refusePage({ headers }: Request): Response | undefined {
     const origin = headers.get("origin");
-    const { origins, maxClients } = this.#limits;
-    if (!isKnownOrigin(origin, origins)) {
-      this.#log(`Refused a page from elsewhere: ${printable(`${origin}`)}.`, "origins");
-      return refuse(403, "Pages from this origin are not let in.");
-    }
-    if (this.clients.size + this.#pending >= maxClients) {
-      this.#log(`Refused a client: there are ${maxClients}.`, "maxClients");
-      return refuse(503, "There are too many clients, try again later.", RETRY_AFTER);
-    }
-    if (!this.isFull) return undefined;
-    this.#log("Refused a client: too much waits for the others.", "maxWaiting");
-    return refuse(503, "Too much waits for the clients, try again later.", RETRY_AFTER);
+    if (isKnownOrigin(origin, this.#limits.origins)) return;
+    const line = `Refused a page from elsewhere: ${printable(`${origin}`)}.`;
+    return this.#refuse("origins", 403, "Pages from this origin are not let in.", line);
   }
 
-  /** Lets `processRequest` decide before `goOn`. Meanwhile the request counts as a client. */
-  #decide(request: Request, info: RequestInfo, goOn: () => Response) {
-    const asked = [this.#options.processRequest ?? []].flat();
-    const response = askFirst(asked, request, info, this.#requestLimits);
-    if (!(response instanceof Promise)) return response ?? goOn();
-    this.#pending++;
-    return response.finally(() => this.#pending--).then((response) => response ?? goOn());
+  #refuseClient(): Response | undefined {
+    const { maxClients } = this.#limits;
+    if (this.clients.size + this.#requests.handshakes.size < maxClients) return;
+    const line = `Refused a client: there are ${maxClients}.`;
+    return this.#refuse("maxClients", 503, "There are too many clients, try again later.", line);
+  }
+
+  #refuseWhenFull(): Response | undefined {
+    if (!this.isFull) return;
+    const line = "Refused a client: too much waits for the others.";
+    return this.#refuse(
+      "maxWaiting",
+      503,
+      "Too much waits for the clients, try again later.",
+      line,
+    );
   }
 
   #upgrade(request: Request, { remoteAddr }: RequestInfo): Response {
@@ -179,8 +198,11 @@ export class Acceptor implements AsyncDisposable {
     if (subprotocol) response.headers.set("sec-websocket-protocol", subprotocol);
     const admit = () => {
       const isLate = this.#stopping.signal.aborted;
-      if (isLate || this.clients.size >= maxClients) socket.close(1013, "Try again later.");
-      else this.#clients.add(socket, request, remoteAddr.hostname, subprotocol);
+      if (!isLate && this.clients.size < maxClients) {
+        return this.#clients.add(socket, request, remoteAddr.hostname, subprotocol);
+      }
+      this.#refused[isLate ? "shutdown" : "maxClients"]++;
+      socket.close(1013, "Try again later.");
     };
     // A client counts from here on, because a handshake that is reset by its client never opens.
     socket.addEventListener("open", admit, { once: true });
@@ -190,16 +212,13 @@ export class Acceptor implements AsyncDisposable {
   #fail(error: unknown): Response {
     // The message of the error may hold a URL with a token.
     this.#log(`Refused a request that can't be read: ${error instanceof Error && error.name}.`);
-    return refuse(400, "The request can't be read.");
+    return this.#refuse("handshake", 400, "The request can't be read.");
   }
 
   async #stop(timeout: number) {
     this.#stopping.abort();
     await this.#clients.close(timeout);
-    const isAsked = this.#pending > 0;
-    while (this.#pending > 0) await delay(1);
-    // The runtime sends the last answer after this turn of its event loop.
-    if (isAsked) await delay(1);
+    await this.#requests.settled();
     clearInterval(this.#closingCheck);
     this.#stopOverlooking();
   }

@@ -38,10 +38,14 @@ export class Budget {
   timeout: number;
   /** Milliseconds in which something waited, without those in which the process was stopped. */
   clock = 0;
+  /** How many clients were dropped. */
+  dropped = 0;
   /** The clients that have not left. */
   readonly clients: Set<BudgetClient> = new Set();
   /** The messages that wait for them. */
   readonly messages: WaitingMessages = new WaitingMessages();
+  /** Called to free so many bytes, before a client has to go. */
+  readonly reserves: Set<(bytes: number) => void> = new Set();
   /** The clients for or from which something waits, or which are being closed. */
   readonly #busy = new Set<BudgetClient>();
   /** The clients that have left, and whose handlers may still read what came before. */
@@ -162,9 +166,9 @@ export class Budget {
    * wait: nobody new is let in, and the clients go on taking it.
    */
   enforce(): void {
+    if (this.isFull) this.measureAll();
+    for (const free of this.reserves) if (this.isFull) free(this.#bytes - this.maxBytes);
     if (!this.isFull) this.#limit = this.maxBytes;
-    if (this.#bytes <= this.#limit) return;
-    this.measureAll();
     if (this.#bytes <= this.#limit) return;
     const room = this.maxBytes * (1 + TOLERANCE) - this.#bytes;
     const enough = Math.max(room / 4, this.maxBytes / 256);

@@ -177,6 +177,7 @@ export class Connection implements AsyncIterable<Message, undefined>, AsyncDispo
     // What a dropped client has sent is freed. What a lost client has sent is still read.
     if (isDropped) this.#inbox.discard();
     this.#finish(close, true);
+    this.#outbox.budget.dropped++;
     const line = `Dropped a client. ${close.reason || "It did not answer the Close frame."}`;
     // A log may send something, and that must not change which client is dropped next.
     queueMicrotask(() => this.#options.log?.(line));

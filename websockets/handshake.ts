@@ -4,11 +4,29 @@
 const LOOPBACK_ORIGIN = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$/;
 
 /** Seconds after which a client that was refused for now may try again. */
-export const RETRY_AFTER = { "Retry-After": "1" };
+const RETRY_AFTER = { "Retry-After": "1" };
 
-/** An answer that refuses a request, with a line that says why. */
+/** An answer that refuses a request, with a line that says why. With 503, it is for now. */
 export function refuse(status: number, text: string, headers: HeadersInit = {}): Response {
-  return new Response(`${text}\n`, { status, headers });
+  return new Response(`${text}\n`, { status, headers: status === 503 ? RETRY_AFTER : headers });
+}
+
+/** How many requests were refused, by what has refused them. */
+export class Refusals {
+  /** A rule of RFC 6455 is broken, or the request can't be read. */
+  handshake = 0;
+  /** The page is of an unknown origin. */
+  origins = 0;
+  /** There are too many clients. */
+  maxClients = 0;
+  /** Too much waits for the clients. */
+  maxWaiting = 0;
+  /** `processRequest` refuses, fails or is too late. */
+  processRequest = 0;
+  /** The body is too large or too slow, or its length is none. */
+  body = 0;
+  /** The server is stopping. */
+  shutdown = 0;
 }
 
 /** Whether a request is meant as a handshake, right or wrong. */
@@ -26,8 +44,10 @@ function isUpgrade(headers: Headers): boolean {
 }
 
 /** What is wrong with a handshake (RFC 6455 section 4.2.1): the runtime checks little of it. */
-export function refuseHandshake({ method, headers }: Request): Response | undefined {
+export function refuseHandshake({ url, method, headers }: Request): Response | undefined {
   if (!isUpgrade(headers)) return askForUpgrade();
+  // Its client would get 101, and wait for ever for what this protocol sends first.
+  if (/[?&]EIO=/.test(url)) return refuse(400, "This is a WebSocket server, not Socket.IO's.");
   if (method !== "GET") return refuse(405, "A handshake is a GET request.", { Allow: "GET" });
   if (headers.get("host") === null) return refuse(400, "A handshake needs a Host header.");
   if (headers.get("sec-websocket-version") !== "13") {

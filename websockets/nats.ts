@@ -10,6 +10,7 @@ import { printable, unfailing } from "./log.ts";
 import { MAX_MESSAGE, type ServeOptions } from "./options.ts";
 import { connectNats, type LinkOptions, reconnectNats } from "./nats/link.ts";
 import { type Budget, Outgoing } from "./nats/outgoing.ts";
+import type { RoomRelay } from "./room_relay.ts";
 
 /** Milliseconds that a newcomer waits at the most until its room is joined. */
 const JOIN_TIMEOUT = 1_000;
@@ -26,10 +27,8 @@ export interface RelayOptions extends LinkOptions {
   receive(room: string, message: Message): void;
 }
 
-/** A room that this server has clients in. */
+/** A room that is heard. */
 interface Room {
-  /** How often it was entered and not left again. */
-  clients: number;
   /** There is none while NATS is away. */
   subscription?: Subscription;
   /** Done when NATS has confirmed the subscription, or nobody is to wait for that any longer. */
@@ -52,7 +51,7 @@ function syntaxError(message: string): DOMException {
 }
 
 /** The way to the other servers. */
-export class Relay {
+export class Relay implements RoomRelay {
   readonly #options: Required<RelayOptions>;
   readonly #rooms = new Map<string, Room>();
   readonly #outgoing: Outgoing;
@@ -104,8 +103,10 @@ export class Relay {
 
   /** The options of a server that takes no message which NATS would not take. */
   limit(options: ServeOptions): ServeOptions {
-    const { maxMessage = MAX_MESSAGE } = options;
-    return { ...options, maxMessage: Math.min(maxMessage, this.#outgoing.maxMessage) };
+    const { maxMessage = MAX_MESSAGE, maxBody = maxMessage } = options;
+    const most = this.#outgoing.maxMessage;
+    const sizes = { maxMessage: Math.min(maxMessage, most), maxBody: Math.min(maxBody, most) };
+    return { ...options, ...sizes };
   }
 
   async #follow() {
@@ -133,25 +134,20 @@ export class Relay {
   }
 
   /**
-   * Hears a room until `leave` was called as often as `enter`. Done when NATS has confirmed that,
-   * or after a second: the room is joined as soon as NATS answers, or is back.
+   * Hears a room until `leave`. Done when NATS has confirmed that, or after a second: the room is
+   * joined as soon as NATS answers, or is back.
    */
-  async enter(name: string): Promise<void> {
-    const room = this.#rooms.get(name) ?? { clients: 0, ...this.#join(name) };
-    this.#rooms.set(name, room);
-    room.clients++;
-    await room.joined;
+  enter(name: string): Promise<void> {
+    return this.#rooms.getOrInsertComputed(name, () => this.#join(name)).joined;
   }
 
-  /** Takes one `enter` back. */
+  /** Hears a room no longer. */
   leave(name: string): void {
-    const room = this.#rooms.get(name);
-    if (!room || --room.clients > 0) return;
+    this.#rooms.get(name)?.subscription?.unsubscribe();
     this.#rooms.delete(name);
-    room.subscription?.unsubscribe();
   }
 
-  #join(name: string): Omit<Room, "clients"> {
+  #join(name: string): Room {
     if (this.#nats.isClosed()) return { joined: Promise.resolve() };
     const subscription = this.#nats.subscribe(`${roomSubject(this.#options.subject, name)}.*`, {
       callback: (error, { subject, data }) => void (error ?? this.#receive(name, subject, data)),

@@ -13,7 +13,7 @@ export const MAX_CLIENTS = 10_000;
  */
 export const IDLE_TIMEOUT = 30;
 /** Seconds of 24 days. With more, the timers of the runtime would end at once. */
-const MAX_IDLE_TIMEOUT: number = 24 * 24 * 60 * 60;
+const MAX_SECONDS: number = 24 * 24 * 60 * 60;
 
 /** What the runtime knows of a request, such as `remoteAddr`. */
 export type RequestInfo = Deno.ServeHandlerInfo<Deno.NetAddr>;
@@ -40,6 +40,8 @@ export interface AcceptOptions {
   subprotocols?: string[] | undefined;
   /** Bytes of the largest message, 1 MiB unless given. A larger one closes with 1009. */
   maxMessage?: number | undefined;
+  /** Bytes of the largest body of a request, as `maxMessage` unless given. */
+  maxBody?: number | undefined;
   /** Clients at a time, 10,000 unless given. The others get 503. */
   maxClients?: number | undefined;
   /** Bytes that may wait for all clients together, 1 GiB unless given. */
@@ -64,7 +66,7 @@ export interface ServeOptions extends AcceptOptions {
   signal?: AbortSignal | undefined;
 }
 
-type Limit = "maxMessage" | "maxClients" | "maxWaiting" | "idleTimeout" | "timeout";
+type Limit = "maxMessage" | "maxBody" | "maxClients" | "maxWaiting" | "idleTimeout" | "timeout";
 /** What a server keeps to. `timeout` is `idleTimeout` in milliseconds. */
 export type Limits = Record<Limit, number> & Record<"origins" | "subprotocols", string[]>;
 
@@ -74,17 +76,25 @@ export type Limits = Record<Limit, number> & Record<"origins" | "subprotocols", 
  * @throws {RangeError} for a limit that would let everyone in, or nobody.
  */
 export function limitsOf(options: AcceptOptions): Limits {
-  const { maxMessage = MAX_MESSAGE, maxClients = MAX_CLIENTS } = options;
+  const { maxMessage = MAX_MESSAGE, maxBody = maxMessage, maxClients = MAX_CLIENTS } = options;
   const { maxWaiting = MAX_WAITING, idleTimeout = IDLE_TIMEOUT } = options;
-  for (const [name, limit] of Object.entries({ maxMessage, maxClients, maxWaiting })) {
-    if (Number.isSafeInteger(limit) && limit > 0) continue;
-    throw new RangeError(`\`${name}\` is a whole number over 0, not ${limit}.`);
-  }
-  if (!(idleTimeout >= 0 && idleTimeout <= MAX_IDLE_TIMEOUT)) {
-    const range = `a number of seconds up to ${MAX_IDLE_TIMEOUT}, where 0 is for ever`;
-    throw new RangeError(`\`idleTimeout\` is ${range}, not ${idleTimeout}.`);
-  }
+  const sizes = { maxMessage, maxBody, maxClients, maxWaiting };
+  for (const each of Object.entries(sizes)) checkWhole(...each);
+  checkSeconds("idleTimeout", idleTimeout, ", where 0 is for ever");
   const { origins = [], subprotocols = [] } = options;
   const timeout = idleTimeout * 1000 || Infinity;
-  return { maxMessage, maxClients, maxWaiting, idleTimeout, timeout, origins, subprotocols };
+  return { ...sizes, idleTimeout, timeout, origins, subprotocols };
+}
+
+/** @throws {RangeError} for an option that is to be a whole number over 0, and is none. */
+export function checkWhole(name: string, value: number): void {
+  if (Number.isSafeInteger(value) && value > 0) return;
+  throw new RangeError(`\`${name}\` is a whole number over 0, not ${value}.`);
+}
+
+/** @throws {RangeError} for an option that is to be a number of seconds, and is none. */
+export function checkSeconds(name: string, value: number, meaning = ""): void {
+  if (value >= 0 && value <= MAX_SECONDS) return;
+  const range = `a number of seconds up to ${MAX_SECONDS}${meaning}`;
+  throw new RangeError(`\`${name}\` is ${range}, not ${value}.`);
 }

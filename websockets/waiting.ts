@@ -4,7 +4,7 @@ import type { Close } from "./close_codes.ts";
 import { type Content, copyOf, isCopy } from "./message.ts";
 
 /** Bytes that a message takes beside its content while it waits, and more for each of its clients. */
-const MESSAGE_COST = 400;
+export const MESSAGE_COST = 400;
 const CLIENT_COST = 16;
 
 /** A message that waits: for one client or for many, it is in memory once. */

@@ -21,6 +21,7 @@ export const SERVER_FLAGS = {
   "token-file FILE": "let in only clients with the token in this file; needs --allow-read",
   "origin ORIGIN...": "let pages from this origin in, * for any; may be given many times",
   "max-message BYTES": `largest message (${MAX_MESSAGE})`,
+  "max-body BYTES": "largest body of a request (as --max-message)",
   "max-clients COUNT": `clients at a time (${MAX_CLIENTS})`,
   "max-waiting BYTES": `what may wait for all clients together (${MAX_WAITING})`,
   "idle-timeout SECONDS": `how long a client may be silent, or take nothing (${IDLE_TIMEOUT})`,
@@ -45,9 +46,9 @@ export interface RunServerOptions<Own extends Flags> extends ServeOptions {
 type Settings = ServeOptions & { hostname: string; port: number };
 
 /**
- * Runs a server as the flags say until SIGINT or SIGTERM. Then nobody is let in any more, every
- * client gets what waits for it and 1001, and the process ends with 0. A second signal ends it at
- * once. A mistake is told in one line, and the process ends with 1, or 2 if a flag is wrong.
+ * Runs a server as the flags say until SIGINT, SIGTERM or SIGHUP. Then nobody is let in any more,
+ * every client gets what waits for it and 1001, and the process ends with 0. A second signal ends
+ * it at once. A mistake is told in one line, and the process ends with 1, or 2 if a flag is wrong.
  *
  * @param name What the first line calls the server.
  * @param options What holds where the flags say nothing.
@@ -94,10 +95,11 @@ export function withFlags(
     ...given,
     hostname: (values.host ?? hostname).replace(/^\[(.*)\]$/, "$1"),
     port: values.port ?? given.port,
-    cert: cert === undefined ? given.cert : readPem(cert),
-    key: key === undefined ? given.key : readPem(key),
+    cert: cert === undefined ? given.cert : readPem(cert, "CERTIFICATE"),
+    key: key === undefined ? given.key : readPem(key, "PRIVATE KEY"),
     origins: [...given.origins ?? [], ...origin],
     maxMessage: values["max-message"] ?? given.maxMessage,
+    maxBody: values["max-body"] ?? given.maxBody,
     maxClients: values["max-clients"] ?? given.maxClients,
     maxWaiting: values["max-waiting"] ?? given.maxWaiting,
     idleTimeout: values["idle-timeout"] ?? given.idleTimeout,
@@ -135,7 +137,10 @@ function mistakeIn({ hostname, port }: Settings, error: unknown): string | undef
   if (error instanceof PermissionDenied && port > 0 && port <= MAX_SYSTEM_PORT) {
     return `Port ${port} needs an administrator: choose one over ${MAX_SYSTEM_PORT} with --port.`;
   }
-  // The runtime has no class of its own for a name that is not known.
+  // The runtime has no class of its own for these.
+  if (error instanceof Error && error.message.includes("KeyMismatch")) {
+    return "The private key is not that of the first certificate in --cert: give --key its own.";
+  }
   const isUnknown = error instanceof Error && error.message.startsWith("failed to lookup address");
   return error instanceof AddrNotAvailable || isUnknown
     ? `${hostname} is no address of this machine: choose another one with --host.`
@@ -159,9 +164,9 @@ function stopOnSignals(server: Server, timeout: number, release?: () => unknown)
     await release?.();
     Deno.exit(0);
   };
-  Deno.addSignalListener("SIGINT", stop);
   // There is no SIGTERM on Windows, and listening for it throws.
-  if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
+  const others = Deno.build.os === "windows" ? [] : ["SIGTERM", "SIGHUP"] as const;
+  for (const signal of ["SIGINT", ...others] as const) Deno.addSignalListener(signal, stop);
 }
 
 function tellAddress(
@@ -192,8 +197,17 @@ function readToken(file: string): string {
   throw new Error(`There is no token in ${file}: write one, such as with openssl rand -hex 32.`);
 }
 
-function readPem(file: string): string {
+/** Reads what has this label in PEM (RFC 7468). */
+function readPem(file: string, label: "CERTIFICATE" | "PRIVATE KEY"): string {
   const text = Deno.readTextFileSync(file);
-  if (text.includes("-----BEGIN")) return text;
-  throw new Error(`There is no certificate or key in ${file}: in PEM it starts with -----BEGIN.`);
+  const isKey = label === "PRIVATE KEY";
+  const isEncrypted = isKey && text.includes("ENCRYPTED");
+  if (!isEncrypted && RegExp(`-----BEGIN (\\w+ )?${label}-----`).test(text)) return text;
+  const [what, command] = isKey ? ["private key", "pkey"] : ["certificate", "x509"];
+  const openssl = `openssl ${command} -in ${file} -out FILE`;
+  throw new Error(
+    isEncrypted
+      ? `The private key in ${file} is encrypted: decrypt it with ${openssl}.`
+      : `There is no ${what} in PEM in ${file}: if it is in DER, convert it with ${openssl}.`,
+  );
 }

@@ -480,6 +480,30 @@ test(
 tested.add("heartbeat.ts");
 
 test(
+  { needs: "linux" },
+  "metrics.ts: Prometheus sees the clients, and who was refused",
+  async () => {
+    const [port, metricsPort] = [freePort(), freePort()];
+    await using folder = await copyLibrary(port);
+    await changeConstants(`${folder.path}/metrics.ts`, { METRICS_PORT: metricsPort });
+    await using program = deno(["run", "--allow-net", "metrics.ts"], { cwd: folder.path });
+    await listening(program, metricsPort);
+    await using _client = await TestClient.open(`ws://localhost:${port}/`);
+    const page = handshake({ origin: "https://evil.example" });
+    assertEquals((await ask(port, page)).status, 403);
+    const response = await fetch(`http://localhost:${metricsPort}/`);
+    assertEquals(response.headers.get("content-type"), "text/plain; version=0.0.4");
+    const lines = (await response.text()).split("\n");
+    assertEquals(lines.pop(), "");
+    const values = lines.filter((line) => !/^# TYPE [a-z_]+ (gauge|counter)$/.test(line));
+    for (const line of values) assertMatch(line, /^[a-z_]+(\{reason="\w+"\})? \d+$/);
+    const expected = ["websocket_clients 1", 'websocket_refused_total{reason="origins"} 1'];
+    assertEquals(values.filter((line) => !line.endsWith(" 0")), expected);
+  },
+);
+tested.add("metrics.ts");
+
+test(
   { needs: ["linux", "unshare"] },
   "handler_test.ts passes, the types of all answers are right, and the tasks of deno.json work",
   async () => {

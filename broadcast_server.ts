@@ -10,7 +10,7 @@ import { isUtf8 } from "node:buffer";
 import { type Connection, type RequestInfo, Rooms, serve } from "websockets";
 import { Relay } from "websockets/nats.ts";
 import { log, print, runServer } from "websockets/script.ts";
-import page from "./client.html" with { type: "text" };
+import html from "./client.html" with { type: "text" };
 
 /** The clients in each room, by its name. The common room is "". */
 export let rooms: Rooms = new Rooms();
@@ -69,6 +69,8 @@ if (import.meta.main) {
     "nats URL": "join the servers at this NATS server, such as nats://127.0.0.1:4222",
     "subject NAME": "the NATS subject that their rooms have in common (broadcast)",
   };
+  // The page follows by itself, where messages are given again after a loss.
+  const page = () => rooms.canReplay ? html.replace("<html", "<html data-replay") : html;
   const processRequest = [checkRoom, (request: Request) => rooms.refuse(request), push];
   const options = { port: 9998, page, processRequest, flags, release: () => rooms.close() };
   await runServer("Broadcast server", options, async (options, given) => {

@@ -308,7 +308,7 @@ test(
   { needs: "run" },
   "with ?after=, a client hears positions, and a push tells its own",
   async () => {
-    await using server = await start("--max-history", "1000", "--history-timeout", "0");
+    await using server = await start("--max-history", "1500", "--history-timeout", "0");
     await using plain = await join(server, 1, "red");
     await using follower = await TestClient.open(`${server.url}/?room=red&after=`);
     const epoch = `${await follower.next()}`.replace(/\.0$/, "");
@@ -324,8 +324,11 @@ test(
     assertEquals(await follower.next(), `${epoch}.2\n${"x".repeat(1000)}`);
     assertEquals([await plain[0].next(), await plain[0].next()], ["hello", "x".repeat(1000)]);
     await using again = await TestClient.open(`${server.url}/?after=${epoch}.0&room=red`);
-    assertEquals(await again.next(), `${epoch}.2 lost 2`);
-    for (const client of [follower, again, plain[0]]) await client.close();
+    assertEquals(await again.next(), `${epoch}.1 lost 1 missed 1`);
+    await using back = await TestClient.open(`${server.url}/?after=${epoch}.1&room=red`);
+    assertEquals(await back.next(), `${epoch}.1 missed 1`);
+    assertEquals(await back.next(), `${epoch}.2\n${"x".repeat(1000)}`);
+    for (const client of [follower, again, back, plain[0]]) await client.close();
     await heard(server.lines, "A client left (1000) (room red), 0 connected.");
     await eventually(async () => {
       await using late = await TestClient.open(`${server.url}/?room=red&after=${epoch}.2`);

@@ -22,11 +22,13 @@ function filled(count: number, maxBytes: number) {
   return kept;
 }
 
-/** What is replayed: the first line, and the numbers of the messages. */
+/** What is replayed: the first line without the count of the messages, and their numbers. */
 function replayed(history: History, after: string): [string, ...number[]] {
   const [first, ...messages] = history.replay(after);
+  const [start, count = "0"] = `${first}`.split(" missed ");
+  assertEquals(count, `${messages.length}`);
   return [
-    `${first}`,
+    start,
     ...messages.map((message) => Number(`${message}`.match(/^e\.(\d+)\nx$/)?.[1])),
   ];
 }
@@ -133,7 +135,7 @@ Deno.test("texts and bytes come again as they were, with their position before t
     new Uint8Array(head(4)),
   ];
   assertEquals(live, expected);
-  assertEquals(history.replay("e.0"), ["e.0", ...expected]);
+  assertEquals(history.replay("e.0"), ["e.0 missed 4", ...expected]);
 });
 
 Deno.test("numbers may be given, with gaps: then nobody knows how many are lost", () => {

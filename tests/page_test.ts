@@ -4,7 +4,8 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { delay } from "@std/async";
 import { Buffer } from "node:buffer";
 import type { Browser, BrowserContext, Page } from "playwright-core";
-import type { Connection, Handler, ServeOptions } from "websockets";
+import { type Connection, type Handler, Rooms, serve, type ServeOptions } from "websockets";
+import { servePage as answerWithPage } from "../websockets/script/page.ts";
 import html from "../client.html" with { type: "text" };
 import { eventually, freePort, Inbox, startServer, within } from "./helpers.ts";
 import { deno, makeFolder, ROOT, sectionOf } from "./readme.ts";
@@ -394,6 +395,7 @@ test(
       await page.addInitScript(`
         const held = [];
         window.isHeld = false;
+        window.delivered = 0;
         window.countHeld = () => held.length;
         window.release = () => {
           isHeld = false;
@@ -402,7 +404,11 @@ test(
         const listen = WebSocket.prototype.addEventListener;
         WebSocket.prototype.addEventListener = function (type, listener) {
           listen.call(this, type, type !== "message" ? listener : (event) => {
-            const deliver = () => this.readyState === WebSocket.OPEN && listener(event);
+            const deliver = () => {
+              if (this.readyState !== WebSocket.OPEN) return;
+              listener(event);
+              delivered++;
+            };
             if (isHeld) held.push(deliver);
             else deliver();
           });
@@ -420,7 +426,7 @@ test(
       assertEquals(server.handshakes.all.length, 1);
       // As long as something arrives, the connection is well.
       sockets[0].send("number 18.");
-      await shows(page, ".received", "number 18.");
+      while (await page.evaluate("delivered") !== 18);
       await page.clock.runFor(SECOND);
       assertEquals(server.handshakes.all.length, 1);
       await page.clock.runFor(SECOND);
@@ -1138,6 +1144,70 @@ test(
     });
   },
 );
+
+for (const kind of ["English", "Chinese"] as const) {
+  test(
+    { needs: "chromium" },
+    `what was missed after a loss comes again, and what is gone is told, in ${kind}`,
+    async () => {
+      // Of four messages of a kilobyte, two are kept.
+      const rooms = new Rooms({ maxHistory: 3000 });
+      await using stack = new AsyncDisposableStack();
+      stack.defer(() => rooms.close());
+      const handler: Handler = async (websocket, request) => {
+        try {
+          await rooms.enter("", websocket, request);
+          for await (const message of websocket) {
+            if (message === "leave") return websocket.close(1012);
+            await rooms.say("", message);
+          }
+        } finally {
+          rooms.leave("", websocket);
+        }
+      };
+      await using server = rooms.join(
+        serve(handler, {
+          port: 0,
+          processRequest: answerWithPage(html.replace("<html", "<html data-replay")),
+        }),
+      );
+      await browse(kind, async (open) => {
+        const page = await open(`http://localhost:${server.addr.port}/`);
+        await connect(page);
+        const texts = () => page.locator("#entries li.received div").allTextContents();
+        for (
+          const [missed, told] of [
+            [["one", "two", "three"], [/3/]],
+            [["a", "b", "c", "d"].map((letter) => letter.repeat(1000)), [/2/, /2/]],
+          ] as const
+        ) {
+          const before = await texts();
+          await page.fill("#text", "leave");
+          await page.press("#text", "Enter");
+          await page.locator("[data-state=waiting]").waitFor();
+          for (const message of missed) await rooms.push("", message);
+          await page.evaluate("dispatchEvent(new Event('online'))");
+          await page.locator("[data-state=open]").waitFor();
+          await rooms.push("", "new");
+          await eventually(async () => assertEquals((await texts()).at(-1), "new"));
+          const here = missed.slice(missed.length - Number(told[0].source));
+          assertEquals((await texts()).slice(before.length), [...here, "new"]);
+          const missing = kind === "English"
+            ? "Missed messages that are here now: "
+            : "现已补上的消息：";
+          await shows(page, "li.open", missing + here.length);
+          if (told.length > 1) {
+            await shows(
+              page,
+              "li.failed",
+              kind === "English" ? "are gone: 2" : "无法补上的消息：2",
+            );
+          }
+        }
+      });
+    },
+  );
+}
 
 test(
   { needs: "chromium" },

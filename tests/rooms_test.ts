@@ -51,10 +51,10 @@ function start(options: RoomsOptions & ServeOptions = {}, relay?: RoomRelay): St
   };
 }
 
-/** A client that has its first message: the position from which it goes on. */
+/** A client that has its first message: the position from which it goes on, and what is lost. */
 async function open(url: string, query = "?after="): Promise<[Connection, string]> {
   const websocket = await connect(url + query);
-  return [websocket, String(await websocket.receive())];
+  return [websocket, String(await websocket.receive()).replace(/ missed \d+$/, "")];
 }
 
 /** The next messages of a client, as texts. */

@@ -5,8 +5,8 @@ import type { Connection } from "./connection.ts";
 import { ConnectionClosed, handled } from "./connection_closed.ts";
 import type { Message, Sendable } from "./message.ts";
 
-/** What the first message says: a position, and whether messages are lost, and how many. */
-const FIRST = /^([\w-]{1,23}\.\d{1,16})( lost(?: (\d{1,16}))?)?$/;
+/** What the first message says: a position, how many messages are lost, and how many come again. */
+const FIRST = /^([\w-]{1,23}\.\d{1,16})( lost(?: (\d{1,16}))?)?(?: missed \d{1,16})?$/;
 /** What each message begins with. */
 const HEAD = /^([\w-]{1,23}\.\d{1,16})\n/;
 /** Characters of it at the most. */

@@ -77,8 +77,8 @@ export class History {
 
   /**
    * What a follower is sent when it comes: the position from which it goes on, and then what it has
-   * missed. The position comes with `lost` and a number, if so many messages are gone, or with `lost`
-   * alone, if nobody knows how many. In that case all that is kept is new to it.
+   * missed. Behind the position, `lost 12` says how many messages are gone, or `lost` that nobody knows
+   * how many: then all that is kept is new to it. `missed 3` says how many come now.
    *
    * @param after The position that it had, of which nothing is believed; "" if it had none.
    */
@@ -90,12 +90,13 @@ export class History {
       : known !== undefined && this.#isDense
       ? ` lost ${from - known}`
       : " lost";
-    const sent: Content[] = [this.#positionOf(from) + lost];
+    const missed: Content[] = [];
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     for (let kept = this.#oldest; kept; kept = kept.next) {
-      if (kept.number > from) sent.push(kept.isText ? decoder.decode(kept.bytes) : kept.bytes);
+      if (kept.number > from) missed.push(kept.isText ? decoder.decode(kept.bytes) : kept.bytes);
     }
-    return sent;
+    const count = missed.length > 0 ? ` missed ${missed.length}` : "";
+    return [this.#positionOf(from) + lost + count, ...missed];
   }
 
   /** Forgets all messages, but not how many they were. */

@@ -34,8 +34,8 @@ const MAX_SYSTEM_PORT = 1023;
 
 /** What a script says of its server. */
 export interface RunServerOptions<Own extends Flags> extends ServeOptions {
-  /** The page that `GET /` is answered with, in HTML. */
-  page?: string;
+  /** The page that `GET /` is answered with, in HTML, or a function that gives it. */
+  page?: string | (() => string);
   /** The flags of this script, in addition to those of every server. */
   flags?: Own;
   /** Called when all clients have left, before the process ends. */
@@ -77,7 +77,7 @@ export async function runServer<const Own extends Flags>(
  */
 export function withFlags(
   given: ServeOptions & { port: number },
-  page: string | undefined,
+  page: string | (() => string) | undefined,
   values: FlagValues<typeof SERVER_FLAGS>,
 ): Settings {
   const { cert, key, origin = [], "token-file": tokenFile } = values;

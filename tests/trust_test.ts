@@ -15,6 +15,7 @@ import {
   freePort,
   heldMemory,
   Inbox,
+  seededRandom,
   startServer,
   TestClient,
   within,

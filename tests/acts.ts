@@ -8,7 +8,7 @@
 // The seed decides on the limits, on the acts and on their order. It does not decide how fast the
 // machine is, so a round that has failed may pass a few times before it fails again.
 
-import { assertEquals, assertLessOrEqual } from "@std/assert";
+import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { delay } from "@std/async";
 import http2 from "node:http2";
 import net from "node:net";
@@ -113,6 +113,7 @@ const [handlers, hooks] = [HANDLERS, HOOKS].map((all) =>
 const REQUESTS = ["GET", "HEAD", "POST", "OPTIONS"].flatMap((method) =>
   hooks.flatMap((hook) => Object.keys(BODIES).map((body) => `${method} ${hook} ${body}`))
 );
+const PUSHES = REQUESTS.filter((request) => request.startsWith("POST read"));
 
 /** One of the clients of a round, with the connection over which it sends frames. */
 class Client {
@@ -220,6 +221,8 @@ const ACTS: Record<string, ReturnType<typeof act>> = {
   halfClose: act([""], (client) => client.socket.end()),
   leave: act([""], (client) => client.socket.destroy()),
   reset: act([""], (client) => client.socket.resetAndDestroy()),
+  push: act(PUSHES, (client, request) => client.ask(request, 1)),
+  push2: act(PUSHES, (client, request) => client.ask(request, 2)),
   request: act(REQUESTS, (client, request) => client.ask(request, 1)),
   request2: act(REQUESTS, (client, request) => client.ask(request, 2)),
   shutdown: act([0, 20, undefined], ({ round }, timeout) => void round.stop({ timeout })),
@@ -234,9 +237,10 @@ class Round {
   readonly #limits: Partial<Record<keyof typeof LIMITS, number>>;
   readonly #acts: { line: string; who: number; pause: number; run(client: Client): unknown }[];
   readonly #log: string[] = [];
-  /** How many handlers have started, and how many have ended. */
+  /** How many handlers have started. */
   #started = 0;
-  #ended = 0;
+  /** The connections whose handlers have ended. */
+  readonly #ended: Connection[] = [];
   /** How many requests are not `completed`. */
   #requests = 0;
   #isStopped = false;
@@ -292,13 +296,15 @@ class Round {
     const running: Promise<unknown>[] = [];
     for (const { who, pause, run } of this.#acts) {
       running.push(Promise.try(run, clients[who]));
-      assertLessOrEqual(0, this.server.waiting);
-      assertLessOrEqual(this.server.clients.size, this.#limits.maxClients ?? Infinity);
+      this.#assertWithinLimits();
       if (pause) await delay(pause);
     }
     await within(Promise.all(running), "the acts to end");
     const dropped = this.#log.filter((line) => line.startsWith("Dropped a client.")).length;
-    await eventually(() => assertLessOrEqual(dropped, this.#ended));
+    await eventually(() => {
+      assertLessOrEqual(dropped, this.#ended.length);
+      assert(this.#ended.every(({ signal }) => signal.aborted));
+    });
     // Most of these clients answer no ping and no Close frame. They have to be given up.
     if (this.#limits.idleTimeout === TINY_TIMEOUT) await eventually(() => this.#assertEmpty());
     for (const each of this.opened) each.destroy();
@@ -313,9 +319,18 @@ class Round {
     return this.#acts.length;
   }
 
+  #assertWithinLimits() {
+    const { maxWaiting = Infinity, maxMessage, maxClients = Infinity } = this.#limits;
+    const { waiting, clients } = this.server;
+    assertLessOrEqual(clients.size, maxClients);
+    assertLessOrEqual(0, waiting);
+    // A handler sends up to 90,000 bytes at a time. Where messages may be large, bodies may be, too.
+    if (maxMessage !== undefined) assertLessOrEqual(waiting, maxWaiting * 2 + 90_000);
+  }
+
   #assertEmpty() {
     const { waiting, clients } = this.server;
-    const left = { waiting, clients: clients.size, handlers: this.#started - this.#ended };
+    const left = { waiting, clients: clients.size, handlers: this.#started - this.#ended.length };
     assertEquals({ ...left, requests: this.#requests }, EMPTY);
   }
 
@@ -338,7 +353,7 @@ class Round {
     try {
       await HANDLERS[new URL(url).pathname.slice(1)](websocket, this);
     } finally {
-      this.#ended++;
+      this.#ended.push(websocket);
     }
   }
 

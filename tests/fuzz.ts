@@ -94,9 +94,8 @@ class Round implements Stage {
       if (pause) await delay(pause);
     }
     await within(Promise.all(running), "the acts to end");
-    const dropped = this.#log.filter((line) => line.startsWith("Dropped a client.")).length;
     await eventually(() => {
-      assertLessOrEqual(dropped, this.#ended.length);
+      assertLessOrEqual(this.server.dropped, this.#ended.length);
       assert(this.#ended.every(({ signal }) => signal.aborted));
     });
     // Most of these clients answer no ping and no Close frame. They have to be given up.
@@ -114,12 +113,12 @@ class Round implements Stage {
   }
 
   #assertWithinLimits() {
-    const { maxWaiting = Infinity, maxMessage, maxClients = Infinity } = this.#limits;
+    const { maxWaiting = Infinity, maxClients = Infinity } = this.#limits;
     const { waiting, clients } = this.server;
     assertLessOrEqual(clients.size, maxClients);
     assertLessOrEqual(0, waiting);
-    // What each handler sends at a time comes beyond it, and bodies where messages may be large.
-    if (maxMessage !== undefined) assertLessOrEqual(waiting, 2 * maxWaiting + 500_000);
+    // What each handler sends at a time comes beyond it, and the largest body.
+    assertLessOrEqual(waiting, 2 * maxWaiting + 2_000_000);
   }
 
   #assertEmpty() {

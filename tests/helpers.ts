@@ -146,3 +146,13 @@ export function heldMemory(): number {
   const { heapUsed, external } = Deno.memoryUsage();
   return heapUsed + external;
 }
+
+/** Small and seeded, so that a failure can be repeated: the generator known as mulberry32. */
+export function seededRandom(seed: number): (limit: number) => number {
+  return (limit) => {
+    seed = seed + 0x6d2b79f5 | 0;
+    let mixed = Math.imul(seed ^ seed >>> 15, seed | 1);
+    mixed ^= mixed + Math.imul(mixed ^ mixed >>> 7, mixed | 61);
+    return ((mixed ^ mixed >>> 14) >>> 0) % limit;
+  };
+}

@@ -264,30 +264,34 @@ test(
 Deno.test("what the system takes for a client that does not read is not blamed on the sender", async () => {
   const budget = new Budget(4 * MEBIBYTE, Infinity);
   const dropped: string[] = [];
-  const join = (name: string, untaken: (sent: number) => number) => {
+  const join = (name: string, mayTake: () => number) => {
     let sent = 0;
+    let taken = 0;
     const socket = {
       readyState: WebSocket.OPEN,
       get bufferedAmount() {
-        return untaken(sent);
+        return sent - taken;
       },
       send: ({ length }: Uint8Array) => void (sent += length),
       close() {},
     };
+    const take = () => taken = Math.min(sent, mayTake());
     const outbox = new Outbox(socket as unknown as WebSocket, budget);
     outbox.onLoss = (close) => {
       dropped.push(`${name}: ${close.reason}`);
       outbox.end(close);
     };
-    return outbox;
+    return { outbox, take };
   };
   let takenBySystem = 0;
-  const reader = join("reader", () => 0);
-  const sleeper = join("sleeper", (sent) => Math.max(0, sent - takenBySystem));
+  const { outbox: reader, take: read } = join("reader", () => Infinity);
+  const { outbox: sleeper, take: fillSystem } = join("sleeper", () => takenBySystem);
   for (let round = 0; dropped.length === 0; round++) {
     assert(round < 100, "20 MB wait, and nobody is dropped");
     // A busy system goes on taking while something waits, but not for long.
     if (round < 8) takenBySystem += 100_000;
+    read();
+    fillSystem();
     const message = new Uint8Array(200_000);
     reader.hear();
     currentClient.run(reader, () => [reader, sleeper].forEach((each) => each.send(message)));

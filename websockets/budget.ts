@@ -5,7 +5,7 @@
 
 import { AsyncLocalStorage } from "node:async_hooks";
 import { getHeapStatistics } from "node:v8";
-import { chooseEviction } from "./eviction.ts";
+import { chooseEvictions, READ_INTERVAL } from "./eviction.ts";
 import type { Content } from "./message.ts";
 import { type BudgetClient, costOf, type WaitingMessage, WaitingMessages } from "./waiting.ts";
 
@@ -20,8 +20,6 @@ const SHARE = 1 / 8;
 const SHORT_TICK = 1;
 /** Milliseconds between ticks for all others for which something waits. */
 const LONG_TICK = 500;
-/** Milliseconds in which a client that reads takes something, even from a busy server. */
-const READ_INTERVAL = 1_000;
 /** Milliseconds in which a handler sends what a message of its client has caused. */
 const CAUSE_INTERVAL = 2_000;
 /** The part of the budget that may wait beyond it before a client that is not to blame has to go. */
@@ -52,6 +50,8 @@ export class Budget {
   readonly #maxHanded: number;
   /** With more bytes than this, the next client has to go. */
   #limit: number;
+  /** When that is to be looked at again, on the clock, although no more waits. */
+  #lookAgainAt = Infinity;
   #tickedAt = 0;
   /** When `measureAll` is due again. */
   #measureAt = 0;
@@ -110,7 +110,7 @@ export class Budget {
   enqueue(content: Content): WaitingMessage {
     const client = currentClient.getStore();
     const isCause = client && performance.now() - client.heardAt < CAUSE_INTERVAL;
-    const message = this.messages.keep(content, isCause ? client : undefined);
+    const message = this.messages.keep(content, this.clock, isCause ? client : undefined);
     this.countClients(message, 1);
     return message;
   }
@@ -147,6 +147,8 @@ export class Budget {
   measureAll(): void {
     const now = performance.now();
     if (now < this.#measureAt) return;
+    this.clock += Math.min(now - this.#tickedAt, READ_INTERVAL / 2);
+    this.#tickedAt = now;
     this.#handed = 0;
     for (const client of this.#busy) {
       client.measure();
@@ -157,12 +159,12 @@ export class Budget {
   }
 
   /**
-   * Drops the client that is to blame for most, if too much waits. The more waits, the smaller is the
-   * part for which it has to be to blame. If no client is to blame for that much, a little more may
+   * Drops the clients that are to blame for most, if too much waits. The more waits, the smaller is the
+   * part for which they have to be to blame. If nobody is to blame for that much, a little more may
    * wait: nobody new is let in, and the clients go on taking it.
    */
   enforce(): void {
-    if (!this.isFull) this.#limit = this.maxBytes;
+    if (!this.isFull || this.clock >= this.#lookAgainAt) this.#limit = this.maxBytes;
     if (this.#bytes <= this.#limit) return;
     this.measureAll();
     if (this.#bytes <= this.#limit) return;
@@ -171,10 +173,14 @@ export class Budget {
     // What a handler sends when its client is dropped must not drop another one.
     this.#limit = Infinity;
     const clients = this.#busy.union(this.#left);
-    const eviction = chooseEviction(clients, this.clients.size, enough, room < 0);
-    eviction?.client.drop(eviction.reason);
+    const evictions = chooseEvictions(clients, this.clock, enough, room < 0);
+    for (const { client, reason } of evictions) {
+      client.drop(reason);
+      if (!this.isFull) break;
+    }
     // What that client has caused still waits for others, and nobody else is to be dropped for it.
     this.#limit = Math.max(this.#bytes, this.maxBytes) + enough;
+    this.#lookAgainAt = evictions.length > 0 ? Infinity : this.clock + READ_INTERVAL;
   }
 
   #tickWithin(pause: number) {
@@ -186,8 +192,6 @@ export class Budget {
 
   #tick() {
     const now = performance.now();
-    this.clock += Math.min(now - this.#tickedAt, READ_INTERVAL / 2);
-    this.#tickedAt = now;
     this.#pause = Infinity;
     this.measureAll();
     let pause = LONG_TICK;

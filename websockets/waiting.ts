@@ -15,11 +15,13 @@ export interface WaitingMessage {
   /** For how many clients it waits. */
   clients: number;
   /** The client whose message made a handler send it, if there is one. */
-  cause: Holder | undefined;
+  cause: BudgetClient | undefined;
+  /** When it was sent, on the clock of the budget. */
+  sentAt: number;
 }
 
-/** A client, with what it makes the server hold. */
-export interface Holder {
+/** A client as the budget sees it, with what it makes the server hold. */
+export interface BudgetClient {
   /** Bytes that it has sent, and its handler has not taken yet. */
   readonly unread: number;
   /** Bytes that the runtime holds for it. */
@@ -28,16 +30,6 @@ export interface Holder {
   readonly queue: readonly WaitingMessage[];
   /** How its connection is to be closed, if it is. */
   readonly closing?: Close;
-  /** Whether it has taken nothing for long. */
-  readonly isStuck: boolean;
-  /** The place in its queue from which on it has taken nothing since; `Infinity` if it reads. */
-  readonly untakenFrom: number;
-  /** Closes its connection, and forgets what waits for it. */
-  drop(reason: string): void;
-}
-
-/** A client as the budget sees it. */
-export interface BudgetClient extends Holder {
   /** When it last took something, on the clock of the budget. */
   takenAt: number;
   /** Whether the connection is open. If it is not, the runtime may not have told its end yet. */
@@ -48,6 +40,8 @@ export interface BudgetClient extends Holder {
   readonly isDue: boolean;
   /** When it has last sent something, in milliseconds. */
   readonly heardAt: number;
+  /** Closes its connection, and forgets what waits for it. */
+  drop(reason: string): void;
   /** Finds out how much it has taken. */
   measure(): void;
   /** Hands over what comes next, as far as there is room for it. */
@@ -69,13 +63,13 @@ export class WaitingMessages {
   #decoded: { text: string; message: WaitingMessage } | undefined;
 
   /** What is sent, as a message that waits: the same one for all to whom it is sent in a row. */
-  keep(content: Content, cause?: Holder): WaitingMessage {
+  keep(content: Content, sentAt: number, cause?: BudgetClient): WaitingMessage {
     const last = this.#last;
     if (last && content === last.content && cause === last.message.cause) {
       if (isCopy(last.message.bytes, content)) return last.message;
     }
     const [bytes, isText] = [copyOf(content), typeof content === "string"];
-    const message = { bytes, isText, clients: 0, cause };
+    const message = { bytes, isText, clients: 0, cause, sentAt };
     this.#last = { content, message };
     return message;
   }

@@ -69,13 +69,15 @@ export function chooseEvictions(
 
 /**
  * For how many milliseconds a client has taken nothing, if it is behind, and else 0. It is behind if
- * that is the latter half of the time, or more, for which something waits for it. What the system
- * takes for a client that does not read is at the beginning of this time.
+ * that is more than half of the time for which something waits for it. The first moment of this time
+ * shows nothing: then the system takes what the client may never read, and late if it is busy.
  */
 function timeBehind({ handed, queue, takenAt }: BudgetClient, clock: number): number {
-  const time = handed > 0 ? clock - takenAt : 0;
-  const isBehind = queue.length > 0 ? time * 2 > clock - queue[0].sentAt : time > READ_INTERVAL;
-  return isBehind ? time : 0;
+  if (handed === 0) return 0;
+  const time = clock - takenAt;
+  if (queue.length === 0) return time > READ_INTERVAL ? time : 0;
+  const waited = clock - queue[0].sentAt - READ_INTERVAL;
+  return time * 2 > waited ? Math.max(time, 1) : 0;
 }
 
 /** The client for which most waits. What waits for many is shared among them. */

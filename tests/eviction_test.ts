@@ -6,6 +6,7 @@ import { chooseEvictions, READ_INTERVAL } from "../websockets/eviction.ts";
 import {
   type BudgetClient,
   costOf,
+  currentClient,
   type WaitingMessage,
   WaitingMessages,
 } from "../websockets/waiting.ts";
@@ -24,7 +25,7 @@ function makeClient(differences: Partial<BudgetClient> = {}): Client {
     unread: 0,
     handed: 1,
     takenAt: CLOCK,
-    heardAt: 0,
+    heardAt: Infinity,
     isOpen: true,
     isEager: false,
     isDue: true,
@@ -185,7 +186,11 @@ Deno.test("nobody goes where nothing waits, however urgent it is", () => {
 Deno.test("what is sent to many in a row is one message, with one client that has caused it", () => {
   const messages = new WaitingMessages();
   const [cause, other] = [makeClient(), makeClient()];
-  const message = messages.keep("hello", 0, cause);
-  assert(messages.keep("hello", 0, cause) === message);
-  assert(messages.keep("hello", 0, other) !== message);
+  const keepFor = (client: BudgetClient) => {
+    return currentClient.run(client, () => messages.keep("hello", 0));
+  };
+  const message = keepFor(cause);
+  assertEquals(message.cause, cause);
+  assert(keepFor(cause) === message);
+  assert(keepFor(other) !== message);
 });

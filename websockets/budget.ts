@@ -3,7 +3,6 @@
 // The runtime queues without end what a client does not take, and can't be made to forget it. So it
 // is handed a bounded amount, and all else waits here.
 
-import { AsyncLocalStorage } from "node:async_hooks";
 import { getHeapStatistics } from "node:v8";
 import { chooseEvictions, READ_INTERVAL } from "./eviction.ts";
 import type { Content } from "./message.ts";
@@ -20,13 +19,8 @@ const SHARE = 1 / 8;
 const SHORT_TICK = 1;
 /** Milliseconds between ticks for all others for which something waits. */
 const LONG_TICK = 500;
-/** Milliseconds in which a handler sends what a message of its client has caused. */
-const CAUSE_INTERVAL = 2_000;
 /** The part of the budget that may wait beyond it before a client that is not to blame has to go. */
 const TOLERANCE = 1 / 4;
-
-/** The client whose handler runs now. It is known after each `await` of the handler as well. */
-export const currentClient: AsyncLocalStorage<BudgetClient> = new AsyncLocalStorage();
 
 /** The memory of a server, and its clock. */
 export class Budget {
@@ -40,6 +34,8 @@ export class Budget {
   readonly clients: Set<BudgetClient> = new Set();
   /** The messages that wait for them. */
   readonly messages: WaitingMessages = new WaitingMessages();
+  /** Called with so many bytes to free what is only kept in case, before a client has to go. */
+  readonly reclaim: Set<(bytes: number) => void> = new Set();
   /** The clients for or from which something waits, or which are being closed. */
   readonly #busy = new Set<BudgetClient>();
   /** The clients that have left, and whose handlers may still read what came before. */
@@ -47,9 +43,8 @@ export class Budget {
   #bytes = 0;
   /** Bytes that the runtime was handed for clients that take it. */
   #handed = 0;
-  readonly #maxHanded: number;
   /** With more bytes than this, the next client has to go. */
-  #limit: number;
+  #limit = 0;
   /** When that is to be looked at again, on the clock, although no more waits. */
   #lookAgainAt = Infinity;
   #tickedAt = 0;
@@ -61,8 +56,6 @@ export class Budget {
   constructor(maxBytes: number, timeout: number) {
     this.maxBytes = maxBytes;
     this.timeout = timeout;
-    this.#limit = maxBytes;
-    this.#maxHanded = Math.min(MAX_HANDED, maxBytes / 4);
   }
 
   /** Bytes that wait: for the handlers to take, for the runtime, and in the runtime. */
@@ -100,7 +93,7 @@ export class Budget {
 
   /** Whether the runtime, which holds `handed` bytes for a client, may be handed a message. */
   hasRoom(handed: number, bytes: number): boolean {
-    const room = this.#maxHanded - this.#handed;
+    const room = Math.min(MAX_HANDED, this.maxBytes / 4) - this.#handed;
     // A message that is larger than a share is handed over when the runtime holds nothing for its
     // client.
     return handed === 0 ? room > 0 : handed + bytes <= room * SHARE;
@@ -108,9 +101,7 @@ export class Budget {
 
   /** Turns what is sent into a message that waits for one more client. */
   enqueue(content: Content): WaitingMessage {
-    const client = currentClient.getStore();
-    const isCause = client && performance.now() - client.heardAt < CAUSE_INTERVAL;
-    const message = this.messages.keep(content, this.clock, isCause ? client : undefined);
+    const message = this.messages.keep(content, this.clock);
     this.countClients(message, 1);
     return message;
   }
@@ -167,6 +158,7 @@ export class Budget {
     if (!this.isFull || this.clock >= this.#lookAgainAt) this.#limit = this.maxBytes;
     if (this.#bytes <= this.#limit) return;
     this.measureAll();
+    for (const reclaim of this.reclaim) reclaim(this.#bytes - this.#limit);
     if (this.#bytes <= this.#limit) return;
     const room = this.maxBytes * (1 + TOLERANCE) - this.#bytes;
     const enough = Math.max(room / 4, this.maxBytes / 256);

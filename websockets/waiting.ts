@@ -1,11 +1,14 @@
 // What waits in memory: messages, each once for all of its clients, and who makes them wait.
 
+import { AsyncLocalStorage } from "node:async_hooks";
 import type { Close } from "./close_codes.ts";
 import { type Content, copyOf, isCopy } from "./message.ts";
 
 /** Bytes that a message takes beside its content while it waits, and more for each of its clients. */
 const MESSAGE_COST = 400;
 const CLIENT_COST = 16;
+/** Milliseconds in which a handler sends what a message of its client has caused. */
+const CAUSE_INTERVAL = 2_000;
 
 /** A message that waits: for one client or for many, it is in memory once. */
 export interface WaitingMessage {
@@ -52,6 +55,9 @@ export interface BudgetClient {
   close(closing: Close): void;
 }
 
+/** The client whose handler runs now. It is known after each `await` of the handler as well. */
+export const currentClient: AsyncLocalStorage<BudgetClient> = new AsyncLocalStorage();
+
 /** Bytes that a message takes while it waits. */
 export function costOf({ bytes, clients }: WaitingMessage): number {
   return clients === 0 ? 0 : bytes.length + MESSAGE_COST + clients * CLIENT_COST;
@@ -63,7 +69,10 @@ export class WaitingMessages {
   #decoded: { text: string; message: WaitingMessage } | undefined;
 
   /** What is sent, as a message that waits: the same one for all to whom it is sent in a row. */
-  keep(content: Content, sentAt: number, cause?: BudgetClient): WaitingMessage {
+  keep(content: Content, sentAt: number): WaitingMessage {
+    const client = currentClient.getStore();
+    const isCause = client && performance.now() - client.heardAt < CAUSE_INTERVAL;
+    const cause = isCause ? client : undefined;
     const last = this.#last;
     if (last && content === last.content && cause === last.message.cause) {
       if (isCopy(last.message.bytes, content)) return last.message;

@@ -46,7 +46,7 @@ export class Budget {
   /** With more bytes than this, the next client has to go. */
   #limit = 0;
   /** When that is to be looked at again, on the clock, although no more waits. */
-  #lookAgainAt = Infinity;
+  #lookAgainAt = 0;
   #tickedAt = 0;
   /** When `measureAll` is due again. */
   #measureAt = 0;

@@ -6,7 +6,6 @@ import { delay } from "@std/async";
 import type { Handler } from "websockets";
 import { broadcast } from "../broadcast_server.ts";
 import { Budget } from "../websockets/budget.ts";
-import { Handed } from "../websockets/handed.ts";
 import { Outbox } from "../websockets/outbox.ts";
 import { currentClient } from "../websockets/waiting.ts";
 import { eventually, heldMemory, TestClient, within } from "./helpers.ts";
@@ -200,26 +199,39 @@ test(
   },
 );
 
+/** A socket whose client takes no more than a test lets it. */
+class FakeSocket {
+  readonly readyState = WebSocket.OPEN;
+  sent = 0;
+  taken = 0;
+
+  get bufferedAmount(): number {
+    return this.sent - this.taken;
+  }
+
+  send(content: string | Uint8Array<ArrayBuffer>): void {
+    this.sent += new Blob([content]).size;
+  }
+
+  close(): void {}
+}
+
+/** What waits for a client with such a socket. */
+const outboxFor = (socket: FakeSocket, budget: Budget) =>
+  new Outbox(socket as unknown as WebSocket, budget);
+
 Deno.test("a broadcast to very many who take nothing yet takes little time", () => {
   const budget = new Budget(1024 * MEBIBYTE, Infinity);
   let looks = 0;
-  /** A socket that takes nothing, and for which a look takes a microsecond. */
-  const stalled = () => ({
-    readyState: WebSocket.OPEN,
-    sent: 0,
-    get bufferedAmount() {
+  /** A look at it takes a microsecond. */
+  class SlowSocket extends FakeSocket {
+    override get bufferedAmount() {
       looks++;
       for (const end = performance.now() + 0.001; performance.now() < end;);
-      return this.sent;
-    },
-    send({ length }: Uint8Array) {
-      this.sent += length;
-    },
-    close() {},
-  });
-  const clients = Array.from({ length: 2_000 }, () => {
-    return new Outbox(stalled() as unknown as WebSocket, budget);
-  });
+      return super.bufferedAmount;
+    }
+  }
+  const clients = Array.from({ length: 2_000 }, () => outboxFor(new SlowSocket(), budget));
   for (let round = 0; round < 5; round++) {
     const message = new Uint8Array(20_000);
     for (const client of clients) client.send(message);
@@ -266,34 +278,21 @@ test(
 Deno.test("what the system takes for a client that does not read is not blamed on the sender", async () => {
   const budget = new Budget(4 * MEBIBYTE, Infinity);
   const dropped: string[] = [];
-  const join = (name: string, mayTake: () => number) => {
-    let sent = 0;
-    let taken = 0;
-    const socket = {
-      readyState: WebSocket.OPEN,
-      get bufferedAmount() {
-        return sent - taken;
-      },
-      send: ({ length }: Uint8Array) => void (sent += length),
-      close() {},
-    };
-    const take = () => taken = Math.min(sent, mayTake());
-    const outbox = new Outbox(socket as unknown as WebSocket, budget);
+  const join = (name: string, socket: FakeSocket) => {
+    const outbox = outboxFor(socket, budget);
     outbox.onLoss = (close) => {
       dropped.push(`${name}: ${close.reason}`);
       outbox.end(close);
     };
-    return { outbox, take };
+    return outbox;
   };
-  let takenBySystem = 0;
-  const { outbox: reader, take: read } = join("reader", () => Infinity);
-  const { outbox: sleeper, take: fillSystem } = join("sleeper", () => takenBySystem);
+  const [fast, stalled] = [new FakeSocket(), new FakeSocket()];
+  const [reader, sleeper] = [join("reader", fast), join("sleeper", stalled)];
   for (let round = 0; dropped.length === 0; round++) {
     assert(round < 100, "20 MB wait, and nobody is dropped");
-    // A busy system goes on taking while something waits, but not for long.
-    if (round < 8) takenBySystem += 100_000;
-    read();
-    fillSystem();
+    fast.taken = fast.sent;
+    // A busy system takes something now and then, while the reader has taken all.
+    if (round < 20) stalled.taken = Math.min(stalled.sent, stalled.taken + 100_000);
     const message = new Uint8Array(200_000);
     reader.hear();
     currentClient.run(reader, () => [reader, sleeper].forEach((each) => each.send(message)));
@@ -305,8 +304,7 @@ Deno.test("what the system takes for a client that does not read is not blamed o
 
 Deno.test("what is only kept in case is freed before a client has to go", () => {
   const budget = new Budget(MEBIBYTE, Infinity);
-  const socket = { readyState: WebSocket.OPEN, bufferedAmount: 0, close() {} };
-  const outbox = new Outbox(socket as unknown as WebSocket, budget);
+  const outbox = outboxFor(new FakeSocket(), budget);
   let isDropped = false;
   outbox.onLoss = () => isDropped = true;
   let kept = MEBIBYTE;
@@ -381,49 +379,58 @@ test(
   },
 );
 
-test({ needs: "net" }, "what was just sent counts in bytes, whatever its kind", async () => {
-  const bytes = new Uint8Array(30);
-  const kinds: [string | ArrayBuffer | Uint8Array, number][] = [
-    ["", 0],
-    ["x".repeat(10), 10],
-    ["é語😀", 2 + 3 + 4],
-    ["語".repeat(1_000_000), 3_000_000],
-    [bytes, 30],
-    [bytes.buffer, 30],
-    [bytes.subarray(10), 20],
-  ];
-  const counted: number[] = [];
-  await using server: Watched = startWatched((websocket) => {
-    for (const [message] of kinds) {
-      const before = server.waiting;
-      websocket.send(message);
-      counted.push(server.waiting - before);
+test(
+  { needs: "net" },
+  "what was just sent counts as many bytes as the runtime counts",
+  async () => {
+    const bytes = new Uint8Array(30);
+    const kinds: [string | ArrayBuffer | Uint8Array<ArrayBuffer>, number][] = [
+      ["", 0],
+      ["x".repeat(10), 10],
+      ["é語😀\ud800", 2 + 3 + 4 + 3],
+      ["語".repeat(1_000_000), 3_000_000],
+      [bytes, 30],
+      [bytes.buffer, 30],
+      [bytes.subarray(10), 20],
+    ];
+    const counted: number[] = [];
+    await using server: Watched = startWatched(async (websocket) => {
+      for (const [message] of kinds) {
+        const before = server.waiting;
+        websocket.send(message);
+        counted.push(server.waiting - before);
+      }
+      await websocket.receive();
+    });
+    await using client = await TestClient.open(server.url);
+    for (const [message, length] of kinds) {
+      const before = client.socket.bufferedAmount;
+      client.send(message);
+      assertEquals(client.socket.bufferedAmount - before, length);
     }
-  });
-  await using client = await TestClient.open(server.url);
-  await within(client.closed, "the close");
-  // What a message takes beside its content is the same for all.
-  assertEquals(counted.map((each) => each - counted[0]), kinds.map(([, length]) => length));
-});
+    await within(client.closed, "the close");
+    // What a message takes beside its content is the same for all.
+    assertEquals(counted.map((each) => each - counted[0]), kinds.map(([, length]) => length));
+  },
+);
 
 Deno.test("Slow clients: one that reads any language is seen to take a part of what it was sent", () => {
   for (const text of ["x".repeat(100), "é".repeat(100), "語".repeat(100), "😀".repeat(100)]) {
-    const bytes = new TextEncoder().encode(text).length;
-    let bufferedAmount = 0;
-    const socket = {
-      get bufferedAmount() {
-        return bufferedAmount;
-      },
-      send: () => void (bufferedAmount += bytes),
+    const socket = new FakeSocket();
+    const outbox = outboxFor(socket, new Budget(MEBIBYTE, Infinity));
+    const hasTaken = () => {
+      outbox.takenAt = NaN;
+      outbox.measure();
+      return !Number.isNaN(outbox.takenAt);
     };
-    const handed = new Handed(socket as unknown as WebSocket, new Budget(MEBIBYTE, Infinity));
-    for (let count = 0; count < 100; count++) {
-      handed.add(text);
-      handed.add(text);
-      assertEquals(handed.measure(), false);
-      bufferedAmount -= bytes;
-      assertEquals(handed.measure(), true);
+    for (let count = 0; count < 10; count++) {
+      outbox.send(text);
+      outbox.send(text);
+      assertEquals(hasTaken(), false);
+      socket.taken += new Blob([text]).size;
+      assertEquals(hasTaken(), true);
     }
+    outbox.end({ code: 1006, reason: "" });
   }
 });
 

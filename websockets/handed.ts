@@ -25,12 +25,9 @@ export class Handed {
     return this.bytes > 0 && this.#content === 0;
   }
 
-  /** Gives the runtime a message to send. */
-  add(content: Content): void {
-    const before = this.#socket.bufferedAmount;
+  /** Gives the runtime a message of so many bytes to send. */
+  add(content: Content, bytes: number): void {
     this.#socket.send(content);
-    // The runtime counts a text in bytes of UTF-8, which its length does not tell.
-    const bytes = this.#socket.bufferedAmount - before;
     this.#content += bytes;
     this.bytes += bytes + RUNTIME_COST;
     this.#budget.countHanded(bytes + RUNTIME_COST);

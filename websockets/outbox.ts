@@ -67,8 +67,9 @@ export class Outbox implements BudgetClient {
     if (this.#refusal) return this.#refusal;
     if (this.queue.length > 0) this.handOver();
     if (this.isOpen) {
-      if (this.queue.length === 0 && this.#fits(bytesOf(content))) {
-        this.#hand(content);
+      const bytes = bytesOf(content);
+      if (this.queue.length === 0 && this.#fits(bytes)) {
+        this.#hand(content, bytes);
         return DONE;
       }
       this.queue.push(this.budget.enqueue(content));
@@ -144,7 +145,7 @@ export class Outbox implements BudgetClient {
     let count = 0;
     for (const message of this.queue) {
       if (!this.#fits(message.bytes.length)) break;
-      this.#hand(this.budget.messages.contentOf(message));
+      this.#hand(this.budget.messages.contentOf(message), message.bytes.length);
       this.budget.countClients(message, -1);
       count++;
     }
@@ -173,12 +174,12 @@ export class Outbox implements BudgetClient {
     return this.budget.hasRoom(this.handed, bytes);
   }
 
-  #hand(content: Content) {
+  #hand(content: Content, bytes: number) {
     if (this.handed === 0) {
       this.budget.schedule(this, false);
       this.takenAt = this.budget.clock;
     }
-    this.#handed.add(content);
+    this.#handed.add(content, bytes);
   }
 
   #sendClose() {

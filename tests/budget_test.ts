@@ -4,8 +4,9 @@
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { delay } from "@std/async";
 import type { Handler } from "websockets";
-import { Budget, currentClient } from "../websockets/budget.ts";
+import { Budget } from "../websockets/budget.ts";
 import { Outbox } from "../websockets/outbox.ts";
+import { currentClient } from "../websockets/waiting.ts";
 import { eventually, heldMemory, TestClient, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { assertDescriptors, countDescriptors, Script } from "./programs.ts";
@@ -198,26 +199,39 @@ test(
   },
 );
 
+/** A socket whose client takes no more than a test lets it. */
+class FakeSocket {
+  readonly readyState = WebSocket.OPEN;
+  sent = 0;
+  taken = 0;
+
+  get bufferedAmount(): number {
+    return this.sent - this.taken;
+  }
+
+  send(content: string | Uint8Array<ArrayBuffer>): void {
+    this.sent += new Blob([content]).size;
+  }
+
+  close(): void {}
+}
+
+/** What waits for a client with such a socket. */
+const outboxFor = (socket: FakeSocket, budget: Budget) =>
+  new Outbox(socket as unknown as WebSocket, budget);
+
 Deno.test("a broadcast to very many who take nothing yet takes little time", () => {
   const budget = new Budget(1024 * MEBIBYTE, Infinity);
   let looks = 0;
-  /** A socket that takes nothing, and for which a look takes a microsecond. */
-  const stalled = () => ({
-    readyState: WebSocket.OPEN,
-    sent: 0,
-    get bufferedAmount() {
+  /** A look at it takes a microsecond. */
+  class SlowSocket extends FakeSocket {
+    override get bufferedAmount() {
       looks++;
       for (const end = performance.now() + 0.001; performance.now() < end;);
-      return this.sent;
-    },
-    send({ length }: Uint8Array) {
-      this.sent += length;
-    },
-    close() {},
-  });
-  const clients = Array.from({ length: 2_000 }, () => {
-    return new Outbox(stalled() as unknown as WebSocket, budget);
-  });
+      return super.bufferedAmount;
+    }
+  }
+  const clients = Array.from({ length: 2_000 }, () => outboxFor(new SlowSocket(), budget));
   for (let round = 0; round < 5; round++) {
     const message = new Uint8Array(20_000);
     for (const client of clients) client.send(message);
@@ -264,30 +278,21 @@ test(
 Deno.test("what the system takes for a client that does not read is not blamed on the sender", async () => {
   const budget = new Budget(4 * MEBIBYTE, Infinity);
   const dropped: string[] = [];
-  const join = (name: string, untaken: (sent: number) => number) => {
-    let sent = 0;
-    const socket = {
-      readyState: WebSocket.OPEN,
-      get bufferedAmount() {
-        return untaken(sent);
-      },
-      send: ({ length }: Uint8Array) => void (sent += length),
-      close() {},
-    };
-    const outbox = new Outbox(socket as unknown as WebSocket, budget);
+  const join = (name: string, socket: FakeSocket) => {
+    const outbox = outboxFor(socket, budget);
     outbox.onLoss = (close) => {
       dropped.push(`${name}: ${close.reason}`);
       outbox.end(close);
     };
     return outbox;
   };
-  let takenBySystem = 0;
-  const reader = join("reader", () => 0);
-  const sleeper = join("sleeper", (sent) => Math.max(0, sent - takenBySystem));
+  const [fast, stalled] = [new FakeSocket(), new FakeSocket()];
+  const [reader, sleeper] = [join("reader", fast), join("sleeper", stalled)];
   for (let round = 0; dropped.length === 0; round++) {
     assert(round < 100, "20 MB wait, and nobody is dropped");
-    // A busy system goes on taking while something waits, but not for long.
-    if (round < 8) takenBySystem += 100_000;
+    fast.taken = fast.sent;
+    // A busy system takes something now and then, while the reader has taken all.
+    if (round < 20) stalled.taken = Math.min(stalled.sent, stalled.taken + 100_000);
     const message = new Uint8Array(200_000);
     reader.hear();
     currentClient.run(reader, () => [reader, sleeper].forEach((each) => each.send(message)));
@@ -297,40 +302,91 @@ Deno.test("what the system takes for a client that does not read is not blamed o
   reader.end({ code: 1000, reason: "" });
 });
 
+Deno.test("what is only kept in case is freed before a client has to go", () => {
+  const budget = new Budget(MEBIBYTE, Infinity);
+  const outbox = outboxFor(new FakeSocket(), budget);
+  let isDropped = false;
+  outbox.onLoss = () => isDropped = true;
+  let kept = MEBIBYTE;
+  budget.count(kept);
+  budget.reclaim.add((bytes) => {
+    const freed = Math.min(kept, bytes);
+    kept -= freed;
+    budget.count(-freed);
+  });
+  outbox.countUnread(MEBIBYTE);
+  assertEquals([kept, isDropped], [0, false]);
+  outbox.countUnread(1);
+  assert(isDropped);
+  outbox.countUnread(-MEBIBYTE - 1);
+  outbox.end({ code: 1006, reason: "" });
+});
+
+Deno.test("of those that take nothing, as many go as it takes, and no more", () => {
+  for (const isShared of [true, false]) {
+    const budget = new Budget(MEBIBYTE, Infinity);
+    const sleepers = Array.from({ length: 4 }, () => outboxFor(new FakeSocket(), budget));
+    let dropped = 0;
+    for (const sleeper of sleepers) {
+      sleeper.onLoss = (close) => {
+        dropped++;
+        sleeper.end(close);
+      };
+    }
+    for (let round = 0; dropped === 0; round++) {
+      const message = new Uint8Array(100_000);
+      for (const sleeper of sleepers) {
+        if (dropped === 0) sleeper.send(isShared ? message : message.fill(round++));
+      }
+    }
+    // What they share is freed with the last of those that hold it.
+    assertEquals([dropped > 1, budget.isFull], [isShared, false]);
+    for (const sleeper of sleepers) sleeper.end({ code: 1006, reason: "" });
+    assertEquals(budget.bytes, 0);
+  }
+});
+
 test(
   { needs: "net" },
-  "Slow clients: those that take nothing have to go before one that speaks, even if they are the most",
+  "Too much waits for all clients together: one that takes nothing goes, although no more is let in",
   async () => {
-    const { now } = performance;
-    let later = 0;
-    performance.now = () => now.call(performance) + later;
-    try {
-      await using room = startRoom({ maxWaiting: 16 * MEBIBYTE, idleTimeout: 20 });
-      using sleepers = await connectRaw(room.port, 3);
-      await using speaker = await TestClient.open(room.url);
-      await joined(room, 4);
-      let number = 0;
-      const publish = async (size = 200_000) => {
-        speaker.send(numbered(number, size));
-        assertNumber(await speaker.next(), number++, size);
-      };
-      while (number < 50) await publish();
-      // Their time begins when the kernel takes nothing more for them. What is sent makes the server
-      // look at its clock, which goes on by half a second at a time.
-      for (; later < 12_000; later += 500) {
-        await publish(4);
-        await delay(5);
-      }
-      while (room.members.size > 1) {
-        assert(number < 200, "30 MB wait, and nobody is dropped");
-        await publish();
-      }
-      assertEquals(room.log.all, sleepers.map(() => READ_TOO_LITTLE));
-    } finally {
-      performance.now = now;
+    await using room = startRoom({ maxWaiting: 4 * MEBIBYTE });
+    using _sleeper = await RawClient.upgraded(room.port);
+    await using reader = await TestClient.open(room.url);
+    await joined(room, 2);
+    const statuses = new Set<number>();
+    while (room.members.size > 1) {
+      const { status } = await push(room, "x".repeat(100_000));
+      if (status === 202) await reader.next();
+      else await delay(10);
+      statuses.add(status);
     }
+    assertEquals(statuses, new Set([202, 503]));
+    assertEquals(room.log.all.filter((line) => line.startsWith("Dropped")), [READ_TOO_LITTLE]);
   },
 );
+
+for (const [count, all] of [[3, 4], [4, 8], [9, 10]]) {
+  test(
+    { needs: "net" },
+    `Slow clients: ${count} of ${all} that take nothing go before one that waits for its echo`,
+    async () => {
+      await using room = startRoom({ maxWaiting: 16 * MEBIBYTE });
+      using _sleepers = await connectRaw(room.port, count);
+      await using readers = await connect(room.url, all - count - 1);
+      await using speaker = await TestClient.open(room.url);
+      await joined(room, all);
+      let number = 0;
+      while (room.members.size > all - count) {
+        assert(number < 500, "250 MB wait, and nobody is dropped");
+        speaker.send(numbered(number, 500_000));
+        assertNumber(await speaker.next(), number++, 500_000);
+      }
+      for (const reader of readers) await assertInOrder(reader, number, 500_000);
+      assertEquals(room.log.all, Array(count).fill(READ_TOO_LITTLE));
+    },
+  );
+}
 
 test(
   { needs: "net" },
@@ -366,6 +422,61 @@ test(
     assertEquals(server.waiting, 0);
   },
 );
+
+test(
+  { needs: "net" },
+  "what was just sent counts as many bytes as the runtime counts",
+  async () => {
+    const bytes = new Uint8Array(30);
+    const kinds: [string | ArrayBuffer | Uint8Array<ArrayBuffer>, number][] = [
+      ["", 0],
+      ["x".repeat(10), 10],
+      ["é語😀\ud800", 2 + 3 + 4 + 3],
+      ["語".repeat(1_000_000), 3_000_000],
+      [bytes, 30],
+      [bytes.buffer, 30],
+      [bytes.subarray(10), 20],
+    ];
+    const counted: number[] = [];
+    await using server: Watched = startWatched(async (websocket) => {
+      for (const [message] of kinds) {
+        const before = server.waiting;
+        websocket.send(message);
+        counted.push(server.waiting - before);
+      }
+      await websocket.receive();
+    });
+    await using client = await TestClient.open(server.url);
+    for (const [message, length] of kinds) {
+      const before = client.socket.bufferedAmount;
+      client.send(message);
+      assertEquals(client.socket.bufferedAmount - before, length);
+    }
+    await within(client.closed, "the close");
+    // What a message takes beside its content is the same for all.
+    assertEquals(counted.map((each) => each - counted[0]), kinds.map(([, length]) => length));
+  },
+);
+
+Deno.test("Slow clients: one that reads any language is seen to take a part of what it was sent", () => {
+  for (const text of ["x".repeat(100), "é".repeat(100), "語".repeat(100), "😀".repeat(100)]) {
+    const socket = new FakeSocket();
+    const outbox = outboxFor(socket, new Budget(MEBIBYTE, Infinity));
+    const hasTaken = () => {
+      outbox.takenAt = NaN;
+      outbox.measure();
+      return !Number.isNaN(outbox.takenAt);
+    };
+    for (let count = 0; count < 10; count++) {
+      outbox.send(text);
+      outbox.send(text);
+      assertEquals(hasTaken(), false);
+      socket.taken += new Blob([text]).size;
+      assertEquals(hasTaken(), true);
+    }
+    outbox.end({ code: 1006, reason: "" });
+  }
+});
 
 test(
   { needs: "linux" },

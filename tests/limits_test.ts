@@ -60,6 +60,44 @@ test({ needs: "linux" }, "Reset handshakes: each keeps its descriptor", async ()
   assertEquals(countDescriptors(server), before + clients.length);
 });
 
+/** A frame of HTTP/2 (RFC 9113 section 4.1). */
+function http2Frame(type: number, flags: number, stream: number, payload: number[]): Uint8Array {
+  return new Uint8Array([0, 0, payload.length, type, flags, 0, 0, 0, stream, ...payload]);
+}
+
+test(
+  { needs: "run" },
+  "HTTP/2 resets: each connection prints a line, and with `deno run --quiet` none",
+  async () => {
+    const [HEADERS, RST_STREAM, SETTINGS, CANCEL] = [1, 3, 4, 8];
+    // GET and / over http, in the static table of HPACK (RFC 7541).
+    const get = [0x82, 0x84, 0x86];
+    const streams = Array.from({ length: 60 }, (_, number) => 1 + 2 * number);
+    const frames = [
+      http2Frame(SETTINGS, 0, 0, []),
+      ...streams.flatMap((stream) => [
+        http2Frame(HEADERS, 5, stream, get),
+        http2Frame(RST_STREAM, 0, stream, [0, 0, 0, CANCEL]),
+      ]),
+    ];
+    const preface = new TextEncoder().encode("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    const bytes = new Uint8Array([preface, ...frames].flatMap((each) => [...each]));
+    const isReset = (line: string) => line.startsWith("recv_reset; ");
+    for (const [flags, lines] of [[[], 2], [["--quiet"], 0]] as const) {
+      await using server = new Script("server.ts", ["--port", "0"], ["--allow-net", ...flags]);
+      const port = Number((await server.prints(/ws:/)).match(/:(\d+)/)?.[1]);
+      for (let count = 0; count < 2; count++) {
+        using client = await RawClient.open(port);
+        await client.write(bytes);
+        while ((await client.read()).length > 0);
+      }
+      server.kill();
+      await server.end();
+      assertEquals(server.errors.all.filter(isReset).length, lines);
+    }
+  },
+);
+
 test({ needs: "net" }, "Handshakes with a body: they get an empty 400", async () => {
   await using server = startServer(echo());
   for (const [name, value] of [["Content-Length", "0"], ["Transfer-Encoding", "chunked"]]) {

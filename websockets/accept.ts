@@ -99,7 +99,7 @@ export class Acceptor implements AsyncDisposable {
 
   /** Has `free` called to free so many bytes of what it has counted, before a client has to go. */
   whenFull(free: (bytes: number) => void): void {
-    this.#budget.reserves.add(free);
+    this.#budget.reclaim.add(free);
   }
 
   /** Answers a request, as the handler of `Deno.serve` does. */

@@ -3,9 +3,8 @@
 // The runtime queues without end what a client does not take, and can't be made to forget it. So it
 // is handed a bounded amount, and all else waits here.
 
-import { AsyncLocalStorage } from "node:async_hooks";
 import { getHeapStatistics } from "node:v8";
-import { chooseEviction } from "./eviction.ts";
+import { chooseEvictions, READ_INTERVAL } from "./eviction.ts";
 import type { Content } from "./message.ts";
 import { type BudgetClient, costOf, type WaitingMessage, WaitingMessages } from "./waiting.ts";
 
@@ -20,15 +19,8 @@ const SHARE = 1 / 8;
 const SHORT_TICK = 1;
 /** Milliseconds between ticks for all others for which something waits. */
 const LONG_TICK = 500;
-/** Milliseconds in which a client that reads takes something, even from a busy server. */
-const READ_INTERVAL = 1_000;
-/** Milliseconds in which a handler sends what a message of its client has caused. */
-const CAUSE_INTERVAL = 2_000;
 /** The part of the budget that may wait beyond it before a client that is not to blame has to go. */
 const TOLERANCE = 1 / 4;
-
-/** The client whose handler runs now. It is known after each `await` of the handler as well. */
-export const currentClient: AsyncLocalStorage<BudgetClient> = new AsyncLocalStorage();
 
 /** The memory of a server, and its clock. */
 export class Budget {
@@ -44,8 +36,8 @@ export class Budget {
   readonly clients: Set<BudgetClient> = new Set();
   /** The messages that wait for them. */
   readonly messages: WaitingMessages = new WaitingMessages();
-  /** Called to free so many bytes, before a client has to go. */
-  readonly reserves: Set<(bytes: number) => void> = new Set();
+  /** Called with so many bytes to free what is only kept in case, before a client has to go. */
+  readonly reclaim: Set<(bytes: number) => void> = new Set();
   /** The clients for or from which something waits, or which are being closed. */
   readonly #busy = new Set<BudgetClient>();
   /** The clients that have left, and whose handlers may still read what came before. */
@@ -53,9 +45,10 @@ export class Budget {
   #bytes = 0;
   /** Bytes that the runtime was handed for clients that take it. */
   #handed = 0;
-  readonly #maxHanded: number;
   /** With more bytes than this, the next client has to go. */
-  #limit: number;
+  #limit = 0;
+  /** When that is to be looked at again, on the clock, although no more waits. */
+  #lookAgainAt = 0;
   #tickedAt = 0;
   /** When `measureAll` is due again. */
   #measureAt = 0;
@@ -65,8 +58,6 @@ export class Budget {
   constructor(maxBytes: number, timeout: number) {
     this.maxBytes = maxBytes;
     this.timeout = timeout;
-    this.#limit = maxBytes;
-    this.#maxHanded = Math.min(MAX_HANDED, maxBytes / 4);
   }
 
   /** Bytes that wait: for the handlers to take, for the runtime, and in the runtime. */
@@ -104,7 +95,7 @@ export class Budget {
 
   /** Whether the runtime, which holds `handed` bytes for a client, may be handed a message. */
   hasRoom(handed: number, bytes: number): boolean {
-    const room = this.#maxHanded - this.#handed;
+    const room = Math.min(MAX_HANDED, this.maxBytes / 4) - this.#handed;
     // A message that is larger than a share is handed over when the runtime holds nothing for its
     // client.
     return handed === 0 ? room > 0 : handed + bytes <= room * SHARE;
@@ -112,9 +103,7 @@ export class Budget {
 
   /** Turns what is sent into a message that waits for one more client. */
   enqueue(content: Content): WaitingMessage {
-    const client = currentClient.getStore();
-    const isCause = client && performance.now() - client.heardAt < CAUSE_INTERVAL;
-    const message = this.messages.keep(content, isCause ? client : undefined);
+    const message = this.messages.keep(content, this.clock);
     this.countClients(message, 1);
     return message;
   }
@@ -151,6 +140,8 @@ export class Budget {
   measureAll(): void {
     const now = performance.now();
     if (now < this.#measureAt) return;
+    this.clock += Math.min(now - this.#tickedAt, READ_INTERVAL / 2);
+    this.#tickedAt = now;
     this.#handed = 0;
     for (const client of this.#busy) {
       client.measure();
@@ -161,24 +152,29 @@ export class Budget {
   }
 
   /**
-   * Drops the client that is to blame for most, if too much waits. The more waits, the smaller is the
-   * part for which it has to be to blame. If no client is to blame for that much, a little more may
+   * Drops the clients that are to blame for most, if too much waits. The more waits, the smaller is the
+   * part for which they have to be to blame. If nobody is to blame for that much, a little more may
    * wait: nobody new is let in, and the clients go on taking it.
    */
   enforce(): void {
-    if (this.isFull) this.measureAll();
-    for (const free of this.reserves) if (this.isFull) free(this.#bytes - this.maxBytes);
-    if (!this.isFull) this.#limit = this.maxBytes;
+    if (!this.isFull || this.clock >= this.#lookAgainAt) this.#limit = this.maxBytes;
+    if (this.#bytes <= this.#limit) return;
+    this.measureAll();
+    for (const reclaim of this.reclaim) if (this.isFull) reclaim(this.#bytes - this.maxBytes);
     if (this.#bytes <= this.#limit) return;
     const room = this.maxBytes * (1 + TOLERANCE) - this.#bytes;
     const enough = Math.max(room / 4, this.maxBytes / 256);
     // What a handler sends when its client is dropped must not drop another one.
     this.#limit = Infinity;
     const clients = this.#busy.union(this.#left);
-    const eviction = chooseEviction(clients, this.clients.size, enough, room < 0);
-    eviction?.client.drop(eviction.reason);
+    const evictions = chooseEvictions(clients, this.clock, enough, room < 0);
+    for (const { client, reason } of evictions) {
+      client.drop(reason);
+      if (!this.isFull) break;
+    }
     // What that client has caused still waits for others, and nobody else is to be dropped for it.
     this.#limit = Math.max(this.#bytes, this.maxBytes) + enough;
+    this.#lookAgainAt = evictions.length > 0 ? Infinity : this.clock + READ_INTERVAL;
   }
 
   #tickWithin(pause: number) {
@@ -190,8 +186,6 @@ export class Budget {
 
   #tick() {
     const now = performance.now();
-    this.clock += Math.min(now - this.#tickedAt, READ_INTERVAL / 2);
-    this.#tickedAt = now;
     this.#pause = Infinity;
     this.measureAll();
     let pause = LONG_TICK;

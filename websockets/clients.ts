@@ -2,12 +2,13 @@
 // its handler has returned.
 
 import { deadline } from "@std/async";
-import { type Budget, currentClient } from "./budget.ts";
+import type { Budget } from "./budget.ts";
 import { isSendable } from "./close_codes.ts";
 import { Connection, type ConnectionOptions } from "./connection.ts";
 import { isConnectionClosed } from "./connection_closed.ts";
 import { describeError, type Log } from "./log.ts";
 import { Outbox } from "./outbox.ts";
+import { currentClient } from "./waiting.ts";
 
 /**
  * What a server does for a client: it is called once for each, and may be async. When it returns,

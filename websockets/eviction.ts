@@ -1,76 +1,104 @@
-// Which client has to go when too much waits. One that takes something stays while another is to
+// Which clients have to go when too much waits. One that takes something stays while another is to
 // blame.
 
-import { costOf, type Holder, type WaitingMessage } from "./waiting.ts";
+import { type BudgetClient, costOf, type WaitingMessage } from "./waiting.ts";
 
 const SENT_TOO_MUCH = "It sent more than could be taken.";
 const READ_TOO_LITTLE = "It read too little while too much was waiting.";
 
+/** Milliseconds in which a client that reads takes something, even from a busy server. */
+export const READ_INTERVAL = 1_000;
+
+/** A client that has to go, and why. */
+export interface Eviction {
+  client: BudgetClient;
+  reason: string;
+}
+
 /**
- * Chooses the client that is to blame for most of what waits. Each message is blamed on the clients
- * that take nothing; if all of its clients take something, on the client because of which it was sent.
+ * Chooses the clients that are to blame for most of what waits. Those that are behind are to blame
+ * for what waits for them, however many they are. For all else, and for what it takes no part of
+ * itself, it is the client that has sent it, or has made a handler send it.
  *
- * @param all How many clients the server has.
- * @param enough Bytes for which a client is to blame at least before it has to go.
- * @param isUrgent Whether one has to go also where nobody is to blame for that much.
+ * @param clock Now, on the clock of the budget.
+ * @param enough Bytes for which clients are to blame at least before they have to go.
+ * @param isUrgent Whether one has to go at once, even if nobody is to blame for that much.
+ * @returns One client, or all that are behind: they go in this order until there is room again.
  */
-export function chooseEviction(
-  clients: Iterable<Holder>,
-  all: number,
+export function chooseEvictions(
+  clients: Iterable<BudgetClient>,
+  clock: number,
   enough: number,
   isUrgent: boolean,
-): { client: Holder; reason: string } | undefined {
+): Eviction[] {
+  const patience = isUrgent ? 0 : READ_INTERVAL;
   const sent = new Sums();
   const notRead = new Sums();
-  const waiting = new Map<WaitingMessage, { clients: number; stuck: Holder[]; behind: Holder[] }>();
+  /** For how long one of its clients is behind. */
+  const waiting = new Map<WaitingMessage, number>();
+  /** Those that wait for their cause as well: it sends faster than it takes. */
+  const own = new Set<WaitingMessage>();
+  let bytesNotRead = 0;
   for (const client of clients) {
     sent.add(client, client.unread);
-    if (client.isStuck) notRead.add(client, client.handed);
-    for (const [place, message] of client.queue.entries()) {
-      // What a client is sent twice in a row is one message.
-      if (message === client.queue[place - 1]) continue;
-      const holders = waiting.get(message) ?? { clients: 0, stuck: [], behind: [] };
-      holders.clients++;
-      if (client.isStuck) holders.stuck.push(client);
-      else if (place >= client.untakenFrom) holders.behind.push(client);
-      waiting.set(message, holders);
+    const time = timeBehind(client, clock);
+    let bytes = client.handed;
+    for (const message of client.queue) {
+      bytes += costOf(message);
+      waiting.set(message, Math.max(time, waiting.get(message) ?? 0));
+      if (message.cause === client) own.add(message);
     }
+    if (time <= patience) continue;
+    notRead.add(client, bytes);
+    bytesNotRead += client.handed;
   }
-  for (const [message, { clients, stuck, behind }] of waiting) {
+  for (const [message, time] of waiting) {
     const { cause } = message;
-    // A client is behind with what most others have taken, if it has taken nothing since it came.
-    const toBlame = clients * 2 <= all ? [...stuck, ...behind] : stuck;
-    for (const client of toBlame) notRead.add(client, costOf(message) / toBlame.length);
-    if (toBlame.length === 0 && cause && !cause.closing) sent.add(cause, costOf(message));
+    if (time === 0 || own.has(message)) {
+      if (cause && !cause.closing) sent.add(cause, costOf(message));
+    } else if (time > patience) bytesNotRead += costOf(message);
   }
-  const [sender, bytesSent] = sent.largest();
-  const [reader, bytesNotRead] = notRead.largest();
-  if (sender && bytesSent >= enough && bytesSent > bytesNotRead) {
-    return { client: sender, reason: SENT_TOO_MUCH };
+  const [sender] = sent.sorted();
+  if (sender?.bytes >= enough && sender.bytes > bytesNotRead) {
+    return [{ client: sender.client, reason: SENT_TOO_MUCH }];
   }
-  const client = bytesNotRead >= enough ? reader : isUrgent ? furthestBehind(clients) : undefined;
-  return client && { client, reason: READ_TOO_LITTLE };
+  const isEnough = bytesNotRead >= enough;
+  const readers = isEnough ? notRead.sorted() : isUrgent ? mostWaiting(clients) : [];
+  return readers.map(({ client }) => ({ client, reason: READ_TOO_LITTLE }));
+}
+
+/**
+ * For how many milliseconds a client has taken nothing, if it is behind, and else 0. It is behind if
+ * that is more than half of the time for which something waits for it. The first moment of this time
+ * shows nothing: then the system takes what the client may never read, and late if it is busy.
+ */
+function timeBehind({ handed, queue, takenAt }: BudgetClient, clock: number): number {
+  if (handed === 0) return 0;
+  const time = clock - takenAt;
+  if (queue.length === 0) return time > READ_INTERVAL ? time : 0;
+  const waited = clock - queue[0].sentAt - READ_INTERVAL;
+  return time * 2 > waited ? Math.max(time, 1) : 0;
 }
 
 /** The client for which most waits. What waits for many is shared among them. */
-function furthestBehind(clients: Iterable<Holder>): Holder | undefined {
+function mostWaiting(clients: Iterable<BudgetClient>) {
   const sums = new Sums();
   for (const client of clients) {
     sums.add(client, client.handed);
     for (const message of client.queue) sums.add(client, costOf(message) / message.clients);
   }
-  return sums.largest()[0];
+  return sums.sorted().slice(0, 1);
 }
 
 /** Bytes for each client. */
-class Sums extends Map<Holder, number> {
-  add(client: Holder, bytes: number): void {
-    this.set(client, (this.get(client) ?? 0) + bytes);
+class Sums extends Map<BudgetClient, number> {
+  add(client: BudgetClient, bytes: number): void {
+    if (bytes > 0) this.set(client, (this.get(client) ?? 0) + bytes);
   }
 
-  largest(): [Holder | undefined, number] {
-    let most: [Holder | undefined, number] = [undefined, 0];
-    for (const each of this) if (each[1] > most[1]) most = each;
-    return most;
+  /** The clients that have any, with the most first. */
+  sorted() {
+    const sums = Array.from(this, ([client, bytes]) => ({ client, bytes }));
+    return sums.sort((one, other) => other.bytes - one.bytes);
   }
 }

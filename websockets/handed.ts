@@ -1,7 +1,7 @@
 // What the runtime was handed for one client, and how much of it the client has taken.
 
 import type { Budget } from "./budget.ts";
-import { bytesOf, type Content } from "./message.ts";
+import type { Content } from "./message.ts";
 
 /** Bytes that the runtime takes for a message, beside its content. */
 const RUNTIME_COST = 1024;
@@ -25,10 +25,9 @@ export class Handed {
     return this.bytes > 0 && this.#content === 0;
   }
 
-  /** Gives the runtime a message to send. */
-  add(content: Content): void {
+  /** Gives the runtime a message of so many bytes to send. */
+  add(content: Content, bytes: number): void {
     this.#socket.send(content);
-    const bytes = bytesOf(content);
     this.#content += bytes;
     this.bytes += bytes + RUNTIME_COST;
     this.#budget.countHanded(bytes + RUNTIME_COST);
@@ -37,21 +36,18 @@ export class Handed {
   /**
    * Finds out how much the client has taken. Empty messages count as taken at once.
    *
-   * @returns Bytes that it has taken since the last time; `undefined` if it has taken nothing.
+   * @returns Whether it has taken anything since the last time.
    */
-  measure(): number | undefined {
-    if (this.bytes === 0) return undefined;
+  measure(): boolean {
+    if (this.bytes === 0) return false;
     const content = this.#socket.bufferedAmount;
-    if (content > 0 && content === this.#content) return undefined;
-    const hasTaken = content < this.#content;
+    if (content > 0 && content === this.#content) return false;
     // What the runtime takes for each message goes with its content.
     const left = content === 0 ? 0 : Math.ceil(this.bytes * content / this.#content);
-    const taken = this.bytes - left;
-    this.#budget.count(-taken);
+    this.#budget.count(left - this.bytes);
     this.bytes = left;
     this.#content = content;
-    // The runtime counts the bytes of a text, and `bytesOf` its characters: it may hold more.
-    return hasTaken ? taken : undefined;
+    return true;
   }
 
   /** Counts it no more. */

@@ -29,9 +29,9 @@ function hasOwnBuffer(view: ArrayBufferView): view is ArrayBufferView<ArrayBuffe
   return view.buffer instanceof ArrayBuffer;
 }
 
-/** Bytes of a message. For text it is the number of UTF-16 units, because counting takes long. */
+/** Bytes of a message as it is sent; a text is sent in UTF-8. */
 export function bytesOf(content: Content): number {
-  return typeof content === "string" ? content.length : content.byteLength;
+  return typeof content === "string" ? Buffer.byteLength(content) : content.byteLength;
 }
 
 /** The bytes of a message, which nobody else changes or holds. */

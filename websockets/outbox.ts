@@ -8,10 +8,6 @@ import { Handed } from "./handed.ts";
 import { bytesOf, type Content } from "./message.ts";
 import type { BudgetClient, WaitingMessage } from "./waiting.ts";
 
-/** Bytes that the kernel may take for a client that reads nothing. */
-const KERNEL = 8 * 1024 ** 2;
-/** Milliseconds without taking anything after which a client is stuck, whatever its timeout. */
-const STUCK_AFTER = 15_000;
 const DONE = Promise.resolve();
 
 /** What waits for one client, in the order in which it was sent. */
@@ -25,10 +21,6 @@ export class Outbox implements BudgetClient {
   unread = 0;
   /** When the client last took something, on the clock of the budget. */
   takenAt = 0;
-  /** Bytes that it took while more was waiting. It is 0 again if the kernel may have taken them. */
-  #taken = 0;
-  /** How many messages were in the queue when the client last took something. */
-  #queuedThen = 0;
   #isEnded = false;
   /** Done when the runtime was handed all that waits for this client. */
   #drained: PromiseWithResolvers<void> | undefined;
@@ -70,28 +62,16 @@ export class Outbox implements BudgetClient {
     return this.handed > 0 || this.queue.length > 0 || this.closing !== undefined;
   }
 
-  /** Whether the client has taken nothing for long. */
-  get isStuck(): boolean {
-    const { clock, timeout } = this.budget;
-    return this.handed > 0 && clock - this.takenAt > Math.min(STUCK_AFTER, timeout / 2);
-  }
-
-  /** The place in the queue from which on it has taken nothing since; `Infinity` if it reads. */
-  get untakenFrom(): number {
-    // What the kernel can have taken does not show that the client reads.
-    return this.#taken < KERNEL ? this.#queuedThen : Infinity;
-  }
-
   /** Done when the runtime was handed all that waits for this client. Nobody has to await it. */
   send(content: Content): Promise<void> {
     if (this.#refusal) return this.#refusal;
     if (this.queue.length > 0) this.handOver();
     if (this.isOpen) {
-      if (this.queue.length === 0 && this.#fits(bytesOf(content))) {
-        this.#hand(content);
+      const bytes = bytesOf(content);
+      if (this.queue.length === 0 && this.#fits(bytes)) {
+        this.#hand(content, bytes);
         return DONE;
       }
-      if (this.queue.length === 0 && this.#taken < KERNEL) this.#taken = 0;
       this.queue.push(this.budget.enqueue(content));
       this.budget.schedule(this, true);
       this.budget.enforce();
@@ -165,12 +145,11 @@ export class Outbox implements BudgetClient {
     let count = 0;
     for (const message of this.queue) {
       if (!this.#fits(message.bytes.length)) break;
-      this.#hand(this.budget.messages.contentOf(message));
+      this.#hand(this.budget.messages.contentOf(message), message.bytes.length);
       this.budget.countClients(message, -1);
       count++;
     }
     this.queue.splice(0, count);
-    this.#queuedThen = Math.max(0, this.#queuedThen - count);
     if (this.queue.length === 0) {
       this.#drained?.resolve();
       this.#drained = undefined;
@@ -183,11 +162,7 @@ export class Outbox implements BudgetClient {
 
   /** Finds out how much the client has taken. */
   measure(): void {
-    const taken = this.#handed.measure();
-    if (taken === undefined) return;
-    this.takenAt = this.budget.clock;
-    this.#queuedThen = this.queue.length;
-    if (this.queue.length > 0) this.#taken += taken;
+    if (this.#handed.measure()) this.takenAt = this.budget.clock;
   }
 
   #fits(bytes: number): boolean {
@@ -199,12 +174,12 @@ export class Outbox implements BudgetClient {
     return this.budget.hasRoom(this.handed, bytes);
   }
 
-  #hand(content: Content) {
+  #hand(content: Content, bytes: number) {
     if (this.handed === 0) {
       this.budget.schedule(this, false);
       this.takenAt = this.budget.clock;
     }
-    this.#handed.add(content);
+    this.#handed.add(content, bytes);
   }
 
   #sendClose() {

@@ -1,11 +1,14 @@
 // What waits in memory: messages, each once for all of its clients, and who makes them wait.
 
+import { AsyncLocalStorage } from "node:async_hooks";
 import type { Close } from "./close_codes.ts";
 import { type Content, copyOf, isCopy } from "./message.ts";
 
 /** Bytes that a message takes beside its content while it waits, and more for each of its clients. */
 export const MESSAGE_COST = 400;
 const CLIENT_COST = 16;
+/** Milliseconds in which a handler sends what a message of its client has caused. */
+const CAUSE_INTERVAL = 2_000;
 
 /** A message that waits: for one client or for many, it is in memory once. */
 export interface WaitingMessage {
@@ -15,11 +18,13 @@ export interface WaitingMessage {
   /** For how many clients it waits. */
   clients: number;
   /** The client whose message made a handler send it, if there is one. */
-  cause: Holder | undefined;
+  cause: BudgetClient | undefined;
+  /** When it was sent, on the clock of the budget. */
+  sentAt: number;
 }
 
-/** A client, with what it makes the server hold. */
-export interface Holder {
+/** A client as the budget sees it, with what it makes the server hold. */
+export interface BudgetClient {
   /** Bytes that it has sent, and its handler has not taken yet. */
   readonly unread: number;
   /** Bytes that the runtime holds for it. */
@@ -28,16 +33,6 @@ export interface Holder {
   readonly queue: readonly WaitingMessage[];
   /** How its connection is to be closed, if it is. */
   readonly closing?: Close;
-  /** Whether it has taken nothing for long. */
-  readonly isStuck: boolean;
-  /** The place in its queue from which on it has taken nothing since; `Infinity` if it reads. */
-  readonly untakenFrom: number;
-  /** Closes its connection, and forgets what waits for it. */
-  drop(reason: string): void;
-}
-
-/** A client as the budget sees it. */
-export interface BudgetClient extends Holder {
   /** When it last took something, on the clock of the budget. */
   takenAt: number;
   /** Whether the connection is open. If it is not, the runtime may not have told its end yet. */
@@ -48,6 +43,8 @@ export interface BudgetClient extends Holder {
   readonly isDue: boolean;
   /** When it has last sent something, in milliseconds. */
   readonly heardAt: number;
+  /** Closes its connection, and forgets what waits for it. */
+  drop(reason: string): void;
   /** Finds out how much it has taken. */
   measure(): void;
   /** Hands over what comes next, as far as there is room for it. */
@@ -57,6 +54,9 @@ export interface BudgetClient extends Holder {
   /** Waits for the end of its connection. */
   close(closing: Close): void;
 }
+
+/** The client whose handler runs now. It is known after each `await` of the handler as well. */
+export const currentClient: AsyncLocalStorage<BudgetClient> = new AsyncLocalStorage();
 
 /** Bytes that a message takes while it waits. */
 export function costOf({ bytes, clients }: WaitingMessage): number {
@@ -69,13 +69,16 @@ export class WaitingMessages {
   #decoded: { text: string; message: WaitingMessage } | undefined;
 
   /** What is sent, as a message that waits: the same one for all to whom it is sent in a row. */
-  keep(content: Content, cause?: Holder): WaitingMessage {
+  keep(content: Content, sentAt: number): WaitingMessage {
+    const client = currentClient.getStore();
+    const isCause = client && performance.now() - client.heardAt < CAUSE_INTERVAL;
+    const cause = isCause ? client : undefined;
     const last = this.#last;
     if (last && content === last.content && cause === last.message.cause) {
       if (isCopy(last.message.bytes, content)) return last.message;
     }
     const [bytes, isText] = [copyOf(content), typeof content === "string"];
-    const message = { bytes, isText, clients: 0, cause };
+    const message = { bytes, isText, clients: 0, cause, sentAt };
     this.#last = { content, message };
     return message;
   }

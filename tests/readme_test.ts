@@ -140,7 +140,7 @@ test({ needs: "run" }, "every block of the walk is run, or is a drawing", () => 
 });
 
 test({ needs: "run" }, "the drawing shows which file imports which", () => {
-  const drawn = read(WALK).match(/flowchart LR\n([^`]*)/)?.[1] ?? "";
+  const drawn = read(REFERENCE).match(/flowchart LR\n([^`]*)/)?.[1] ?? "";
   const edges = drawn.matchAll(/^ *(.*) -->\|imports\| (.*)$/gm);
   const shown = [...edges].flatMap(([, from, to]) =>
     from.split(" & ").flatMap((script) => to.split(" & ").map((file) => [script, file]))
@@ -197,7 +197,7 @@ test({ needs: "run" }, "every flag that is named is one of a script, or of Deno"
   for (const path of ALL) {
     // What other programs than Deno are told is no business of this test.
     const text = read(path).replace(
-      /^( *|ExecStartPost=\S*)(curl|npm|npx) .*$|`(curl|systemctl) [^`]*`/gm,
+      /^( *|ExecStartPost=\S*)(curl|npm|npx) .*$|`(apt|certbot|curl|systemctl) [^`]*`/gm,
       "",
     );
     const named = text.match(/(?<![\w-])--[a-z][a-z-]*/g) ?? [];

@@ -82,9 +82,9 @@ test({ needs: "run" }, "the scripts run from any working directory", async () =>
 async function certify(folder: string): Promise<string> {
   const openssl = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
     "-subj /CN=localhost -addext subjectAltName=DNS:localhost " +
-    `-addext basicConstraints=critical,CA:FALSE -keyout ${folder}/key.pem -out ${folder}/cert.pem`;
+    `-addext basicConstraints=critical,CA:FALSE -keyout ${folder}/privkey.pem -out ${folder}/fullchain.pem`;
   assert((await new Deno.Command("openssl", { args: openssl.split(" ") }).output()).success);
-  return await Deno.readTextFile(`${folder}/cert.pem`);
+  return await Deno.readTextFile(`${folder}/fullchain.pem`);
 }
 
 /** A server behind nginx, which is started with the reference's configuration, changed by `change`. */
@@ -101,7 +101,7 @@ async function startProxied<Started extends AsyncDisposable & { url: string }>(
   const site = change(blockOf("nginx"))
     .replace("listen 443", `listen 127.0.0.1:${port}`)
     .replaceAll("9998", new URL(server.url).port)
-    .replaceAll("/etc/ssl/example.com", folder);
+    .replaceAll("/etc/letsencrypt/live/example.com", folder);
   // What Debian's nginx.conf says around a site; temporary files stay in the folder.
   const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
     .map((each) => `${each}_temp_path ${folder}/${each};`).join(" ");
@@ -234,7 +234,7 @@ testWith(NGINX, "a restart behind nginx costs a client a pause and no round", as
   const port = `${freePort()}`;
   const start = () => Script.server("server.ts", "--quiet", "--port", port);
   await using proxied = await startProxied(start());
-  const trust = ["--allow-net", `--cert=${proxied.folder}/cert.pem`];
+  const trust = ["--allow-net", `--cert=${proxied.folder}/fullchain.pem`];
   const flags = [`wss://localhost:${proxied.port}/`, "--count", "20", "--interval", "0.02"];
   await using client = new Script("client.ts", flags, trust);
   for (let round = 0; round < 3; round++) await client.lines.next();

@@ -23,7 +23,7 @@ const CORE = [
   ...["options.ts", "handshake.ts", "token.ts", "cross_origin.ts", "pending_request.ts"],
   ...["requests.ts", "clients.ts", "accept.ts", "listen.ts", "serve.ts"],
   ...["room.ts", "room_relay.ts", "rooms.ts"],
-  ...["failures.ts", "reconnect.ts", "connect.ts", "follow.ts"],
+  ...["failures.ts", "reconnect.ts", "connect.ts", "place.ts", "follow.ts"],
 ];
 /** What makes a script, in the same order. */
 const SCRIPT = [

@@ -4,13 +4,7 @@ import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "./connect.ts";
 import type { Connection } from "./connection.ts";
 import { ConnectionClosed, handled } from "./connection_closed.ts";
 import type { Message, Sendable } from "./message.ts";
-
-/** What the first message says: a position, how many messages are lost, and how many come again. */
-const FIRST = /^([\w-]{1,23}\.\d{1,16})( lost(?: (\d{1,16}))?)?(?: missed \d{1,16})?$/;
-/** What each message begins with. */
-const HEAD = /^([\w-]{1,23}\.\d{1,16})\n/;
-/** Characters of it at the most. */
-const MAX_HEAD = 41;
+import { noPosition, Place } from "./place.ts";
 
 /** How to follow. What is `undefined` is not given. */
 export interface FollowOptions extends ConnectOptions {
@@ -50,7 +44,7 @@ export function follow(
 export class Follower implements AsyncIterable<Followed, undefined> {
   readonly #url: string | URL | (() => string | URL);
   readonly #options: FollowOptions;
-  #position: string | undefined;
+  readonly #place: Place;
   #websocket: Connection | undefined;
   /** Whether the server has told a position. */
   #isFollowing = false;
@@ -59,7 +53,7 @@ export class Follower implements AsyncIterable<Followed, undefined> {
   constructor(url: string | URL | (() => string | URL), options: FollowOptions) {
     this.#url = url;
     this.#options = options;
-    this.#position = options.after;
+    this.#place = new Place(options.after);
   }
 
   /**
@@ -77,7 +71,9 @@ export class Follower implements AsyncIterable<Followed, undefined> {
 
   /** Follows. Each call of it goes on from where the last one has ended. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Followed, undefined> {
-    for await (const websocket of connect(() => this.#locate(), this.#options)) {
+    const given = () => typeof this.#url === "function" ? this.#url() : this.#url;
+    const locate = () => this.#place.locate(given());
+    for await (const websocket of connect(locate, this.#options)) {
       try {
         yield* this.#read(websocket);
       } catch (error) {
@@ -88,43 +84,26 @@ export class Follower implements AsyncIterable<Followed, undefined> {
     }
   }
 
-  #locate(): string | URL {
-    const given = typeof this.#url === "function" ? this.#url() : this.#url;
-    const url = URL.parse(given);
-    url?.searchParams.set("after", this.#position ?? "");
-    // `connect` says what is wrong with it.
-    return url ?? given;
-  }
-
   async *#read(websocket: Connection): AsyncGenerator<Followed, undefined> {
     const { timeout = HANDSHAKE_TIMEOUT } = this.#options;
     const signal = AbortSignal.timeout(timeout);
     const first = await websocket.receive({ signal }).catch((error) => {
       if (error instanceof ConnectionClosed) throw error;
+      return undefined;
     });
     // A server that has told positions before is only slow, and another attempt may succeed.
     if (first === undefined && this.#isFollowing) return;
-    const [, position, isLost, count] = (typeof first === "string" && first.match(FIRST)) || [];
-    if (position === undefined) throw noPosition();
+    const place = this.#place;
+    const back = place.begin(first);
+    if (!back) throw noPosition();
     this.#isFollowing = true;
-    this.#position = position;
     this.#websocket = websocket;
-    if (isLost) yield { message: undefined, lost: Number(count ?? Infinity), position };
+    const { lost } = back;
+    if (lost > 0) yield { message: undefined, lost, position: place.position };
     for await (const received of websocket) {
-      const isText = typeof received === "string";
-      const head = isText ? received.slice(0, MAX_HEAD) : decodeHead(received);
-      const [read, position] = head.match(HEAD) ?? [];
-      if (read === undefined || position === undefined) throw noPosition();
-      this.#position = position;
-      yield { message: received.slice(read.length), lost: 0, position };
+      const message = place.take(received);
+      if (message === undefined) throw noPosition();
+      yield { message, lost: 0, position: place.position };
     }
   }
-}
-
-function decodeHead(message: ArrayBuffer): string {
-  return String.fromCharCode(...new Uint8Array(message.slice(0, MAX_HEAD)));
-}
-
-function noPosition(): Error {
-  return new Error("The server tells no positions: nobody can follow it. Use `connect`.");
 }

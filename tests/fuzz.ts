@@ -30,6 +30,7 @@ const LIMITS = {
 const CLIENTS = 5;
 /** Milliseconds after an act: often none, so that acts meet. */
 const PAUSES = [...Array(12).fill(0), 1, 1, 5, 30];
+
 /** A server with random limits, and what its clients do to it. */
 class Round implements Stage {
   readonly server: Server;

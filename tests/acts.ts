@@ -74,7 +74,10 @@ export const HOOKS: Record<
   wait: (_round, _request, done) => done,
   // Its client may leave in the middle.
   read: (_, request) => request.text().then(() => new Response("heard"), () => undefined),
-  answer: () => new Response("answered"),
+  answerEarly(_, request) {
+    request.text().catch(() => {});
+    return new Response("answered");
+  },
   reject: () => Promise.reject(onPurpose()),
   throw() {
     throw onPurpose();

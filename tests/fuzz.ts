@@ -30,6 +30,7 @@ const LIMITS = {
 const CLIENTS = 5;
 /** Milliseconds after an act: often none, so that acts meet. */
 const PAUSES = [...Array(12).fill(0), 1, 1, 5, 30];
+
 /** A server with random limits, and what its clients do to it. */
 class Round implements Stage {
   readonly server: Server;
@@ -101,8 +102,7 @@ class Round implements Stage {
     // Most of these clients answer no ping and no Close frame. They have to be given up.
     if (this.#limits.idleTimeout === TINY_TIMEOUT) await eventually(() => this.#assertEmpty());
     for (const each of this.opened) each.destroy();
-    // Who came last may be noticed only now.
-    await eventually(async () => this.#isStopped || await this.#assertWorks());
+    await this.#assertWorks();
     await this.stop();
     await eventually(() => this.#assertEmpty());
     // A hook may still pause when its request was given up.
@@ -130,9 +130,13 @@ class Round implements Stage {
 
   /** Nobody who came is still counted, so that the next client gets in. */
   async #assertWorks() {
-    if (this.#requests > 0) return;
-    this.#assertEmpty();
-    await using websocket = await connectTo(this.server, "echo");
+    // Who came last may be noticed only now, and may stop the server.
+    await using websocket = await eventually(() => {
+      if (this.#isStopped || this.#requests > 0) return;
+      this.#assertEmpty();
+      return connectTo(this.server, "echo");
+    });
+    if (!websocket) return;
     const { maxWaiting, maxClients } = this.#limits;
     const sent = maxWaiting === 1 ? ["a"] : [..."aaaaaaaaaa"];
     for (const message of sent) websocket.send(message);

@@ -17,8 +17,9 @@ export interface Eviction {
 
 /**
  * Chooses the clients that are to blame for most of what waits. Those that are behind are to blame
- * for what waits for them, however many they are. For all else, and for what it takes no part of
- * itself, it is the client that has sent it, or has made a handler send it.
+ * for what waits for them, however many they are. A client is to blame for what its handler has not
+ * read, and for what it has made a handler send, if nobody is behind with it or it waits for this
+ * client as well.
  *
  * @param clock Now, on the clock of the budget.
  * @param enough Bytes for which clients are to blame at least before they have to go.

@@ -60,7 +60,7 @@ export function chooseEvictions(
     } else if (time > patience) bytesNotRead += costOf(message);
   }
   const [sender] = sent.sorted();
-  if (sender?.bytes >= enough && sender.bytes > bytesNotRead) {
+  if (sender && sender.bytes >= enough && sender.bytes > bytesNotRead) {
     return [{ client: sender.client, reason: SENT_TOO_MUCH }];
   }
   const isEnough = bytesNotRead >= enough;
@@ -76,8 +76,9 @@ export function chooseEvictions(
 function timeBehind({ handed, queue, takenAt }: BudgetClient, clock: number): number {
   if (handed === 0) return 0;
   const time = clock - takenAt;
-  if (queue.length === 0) return time > READ_INTERVAL ? time : 0;
-  const waited = clock - queue[0].sentAt - READ_INTERVAL;
+  const [oldest] = queue;
+  if (!oldest) return time > READ_INTERVAL ? time : 0;
+  const waited = clock - oldest.sentAt - READ_INTERVAL;
   return time * 2 > waited ? Math.max(time, 1) : 0;
 }
 

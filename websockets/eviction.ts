@@ -17,8 +17,9 @@ export interface Eviction {
 
 /**
  * Chooses the clients that are to blame for most of what waits. Those that are behind are to blame
- * for what waits for them, however many they are. For all else, and for what it takes no part of
- * itself, it is the client that has sent it, or has made a handler send it.
+ * for what waits for them, however many they are. A client is to blame for what its handler has not
+ * read, and for what it has made a handler send, if nobody is behind with it or it waits for this
+ * client as well.
  *
  * @param clock Now, on the clock of the budget.
  * @param enough Bytes for which clients are to blame at least before they have to go.
@@ -59,7 +60,7 @@ export function chooseEvictions(
     } else if (time > patience) bytesNotRead += costOf(message);
   }
   const [sender] = sent.sorted();
-  if (sender?.bytes >= enough && sender.bytes > bytesNotRead) {
+  if (sender && sender.bytes >= enough && sender.bytes > bytesNotRead) {
     return [{ client: sender.client, reason: SENT_TOO_MUCH }];
   }
   const isEnough = bytesNotRead >= enough;
@@ -75,8 +76,9 @@ export function chooseEvictions(
 function timeBehind({ handed, queue, takenAt }: BudgetClient, clock: number): number {
   if (handed === 0) return 0;
   const time = clock - takenAt;
-  if (queue.length === 0) return time > READ_INTERVAL ? time : 0;
-  const waited = clock - queue[0].sentAt - READ_INTERVAL;
+  const [oldest] = queue;
+  if (!oldest) return time > READ_INTERVAL ? time : 0;
+  const waited = clock - oldest.sentAt - READ_INTERVAL;
   return time * 2 > waited ? Math.max(time, 1) : 0;
 }
 

@@ -130,7 +130,7 @@ async function startRelay(url: string, options: Partial<RelayOptions> = {}) {
     subject: "broadcast",
     timeout: 1_000,
     reconnectWait: 10,
-    receive: (room, data) => messages.put({ room, data }),
+    rooms: { receive: (room, data) => messages.put({ room, data }) },
     log: (line) => lines.put(line),
     ...options,
   });
@@ -247,7 +247,7 @@ Deno.test("plain names are readable in subjects, and the common room adds no wor
 
 Deno.test("a wrong URL or subject is a mistake in the command line", async () => {
   const usageError = async (url: string, subject: string) => {
-    const options = { url, subject, receive: () => {}, log: () => {} };
+    const options = { url, subject, rooms: { receive() {} }, log: () => {} };
     const error = await assertRejects(() => Relay.connect(options), Error);
     return [error.message, error.name];
   };
@@ -980,7 +980,7 @@ natsTest("an error of `receive` is told, and costs no other message", async (bro
     if (message === "one") throw new Error("This is a test.");
   };
   await using here = await startRelay(broker.url);
-  await using there = await startRelay(broker.url, { receive });
+  await using there = await startRelay(broker.url, { rooms: { receive } });
   await there.enter("");
   for (const message of ["one", "two"]) here.publish("", message);
   await there.lines.next();

@@ -1,6 +1,6 @@
 // What this server has to say, until NATS JetStream confirms that it is kept.
 
-import { deadline, delay } from "@std/async";
+import { abortable, deadline, delay } from "@std/async";
 import { ConnectionClosed } from "../connection_closed.ts";
 import { bytesOf, type Message } from "../message.ts";
 import type { Link } from "./link.ts";
@@ -22,7 +22,7 @@ export class Publisher {
   #sent = Promise.resolve();
   #sentBytes = 0;
   #confirmed = Promise.withResolvers<void>();
-  #isClosed = false;
+  readonly #closing = new AbortController();
 
   constructor(link: Link, stream: Stream) {
     this.#link = link;
@@ -49,7 +49,7 @@ export class Publisher {
   async publish(room: string, message: Message): Promise<string> {
     const size = bytesOf(message) + QUEUED_COST;
     const isMuch = this.#waitingBytes > 0 && this.#waitingBytes + size > MAX_OUTGOING;
-    if (this.#isClosed || this.#link.isAway && isMuch) throw this.#lose();
+    if (this.#closing.signal.aborted || this.#link.isAway && isMuch) throw this.#lose();
     const before = this.#sent;
     const sent = Promise.withResolvers<void>();
     this.#sent = sent.promise;
@@ -71,23 +71,25 @@ export class Publisher {
 
   async #send(send: () => Promise<number>, onSent: () => void, end: number): Promise<string> {
     const { reconnectWait } = this.#link.options;
+    const { signal } = this.#closing;
+    let state = () => this.#stream.current();
     /** The epoch of a stream in which the message may be. */
     let sentIn: string | undefined;
-    const signal = this.#link.closing;
-    while (!this.#isClosed && performance.now() < end) {
+    while (!signal.aborted && performance.now() < end) {
       try {
         if (this.#link.isAway) await deadline(this.#link.back, end - performance.now(), { signal });
-        const { epoch } = await (sentIn ? this.#stream.state() : this.#stream.current());
+        const { epoch } = await abortable(state(), signal);
         // Another stream does not know it again.
         if (sentIn !== undefined && sentIn !== epoch) break;
         sentIn = epoch;
         const confirmed = send();
         onSent();
-        return `${epoch}.${await confirmed}`;
+        return `${epoch}.${await abortable(confirmed, signal)}`;
       } catch (error) {
         if (error instanceof RefusedError) break;
         // There was no stream that could take it.
         if (isUnheard(error)) sentIn = undefined;
+        state = () => this.#stream.state();
         await delay(reconnectWait, { signal }).catch(() => {});
       }
     }
@@ -104,12 +106,14 @@ export class Publisher {
     this.#budget?.countWaiting(bytes);
   }
 
-  /** Waits `timeout` milliseconds at the most until all is confirmed. */
+  /** Waits `timeout` milliseconds at the most until all is confirmed, and gives up what is not. */
   async close(timeout: number): Promise<void> {
     const end = performance.now() + timeout;
     while (this.#waitingBytes > 0 && performance.now() < end) {
       await deadline(this.#confirmed.promise, end - performance.now()).catch(() => {});
     }
-    this.#isClosed = true;
+    this.#closing.abort();
+    while (this.#waitingBytes > 0) await this.#confirmed.promise;
+    this.#lost.report();
   }
 }

@@ -67,7 +67,12 @@ export class Losses {
   async add(): Promise<void> {
     if (this.#count++ > 0) return;
     await delay(REPORT_INTERVAL, { signal: this.#link.closing }).catch(() => {});
-    this.#link.options.log(`${this.#what}: ${this.#count}.`);
+    this.report();
+  }
+
+  /** Tells now how many were lost since that was last told. */
+  report(): void {
+    if (this.#count > 0) this.#link.options.log(`${this.#what}: ${this.#count}.`);
     this.#count = 0;
   }
 }

@@ -3,31 +3,12 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { delay } from "@std/async";
-import { ConnectionFailed, follow, type Followed, type Follower, Rooms, serve } from "websockets";
+import { ConnectionFailed, follow, type Followed, Rooms, serve } from "websockets";
 import { startProxy } from "./proxy.ts";
+import { chance, check, numbered, withoutPauses } from "./followers.ts";
 import { eventually, Inbox, startServer, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { serveBare } from "./peers.ts";
-
-/** Numbers that look like chance, and are the same in each run. */
-function chance(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (state * 1_103_515_245 + 12_345) % 2 ** 31;
-    return Math.floor(state / 2 ** 31 * below);
-  };
-}
-
-/** Runs a test in which a client that lost its connection does not pause. */
-async function withoutPauses(run: () => Promise<void>): Promise<void> {
-  const { random } = Math;
-  Math.random = () => 0;
-  try {
-    await run();
-  } finally {
-    Math.random = random;
-  }
-}
 
 /** A server with one room, whose clients are heard in it. */
 function startRoom(options: { maxHistory?: number; maxWaiting?: number; port?: number } = {}) {
@@ -47,43 +28,6 @@ function startRoom(options: { maxHistory?: number; maxWaiting?: number; port?: n
   };
   const { port } = server.addr;
   return { rooms, server, port, url: `ws://localhost:${port}/`, [Symbol.asyncDispose]: stop };
-}
-
-/** A message with its number, as text or binary, and of any size. */
-function numbered(number: number, size: number): string | ArrayBuffer {
-  const text = `${number} `.padEnd(size, "x");
-  return number % 3 === 0 ? new TextEncoder().encode(text).buffer : text;
-}
-
-function numberIn(message: Followed["message"]): number {
-  return parseInt(typeof message === "string" ? message : new TextDecoder().decode(message));
-}
-
-/** What a follower heard, checked: how many messages, how many were told as lost, and how often. */
-async function check(follower: Follower, last: number, tell = (_number: number) => {}) {
-  const heard = { messages: 0, lost: 0, gaps: 0, unknown: 0 };
-  let expected = 0;
-  let isUnknown = false;
-  for await (const { message, lost } of follower) {
-    if (message === undefined) {
-      assert(lost > 0);
-      heard.gaps++;
-      if (lost === Infinity) heard.unknown++;
-      else heard.lost += lost;
-      if (lost === Infinity) isUnknown = true;
-      else expected += lost;
-      continue;
-    }
-    const number = numberIn(message);
-    if (isUnknown) assert(number >= expected, `${number} came again after ${expected - 1}`);
-    else assertEquals(number, expected, "a message is lost, doubled or out of order");
-    isUnknown = false;
-    heard.messages++;
-    tell(number);
-    expected = number + 1;
-    if (number === last) break;
-  }
-  return heard;
 }
 
 test({ needs: "net" }, "followers that are cut at any byte lose nothing", async () => {

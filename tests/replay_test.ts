@@ -4,19 +4,10 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { delay } from "@std/async";
 import { ConnectionFailed, follow, type Followed, type Follower, Rooms, serve } from "websockets";
-import { startProxy } from "./proxy.ts";
+import { chance, startProxy } from "./proxy.ts";
 import { eventually, Inbox, startServer, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { serveBare } from "./peers.ts";
-
-/** Numbers that look like chance, and are the same in each run. */
-function chance(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (state * 1_103_515_245 + 12_345) % 2 ** 31;
-    return Math.floor(state / 2 ** 31 * below);
-  };
-}
 
 /** Runs a test in which a client that lost its connection does not pause. */
 async function withoutPauses(run: () => Promise<void>): Promise<void> {

@@ -64,6 +64,12 @@ const broadcast = (port: number, ...flags: string[]) => {
 async function allKinds(socketIo?: string): Promise<Record<string, Kind>> {
   const kinds: Record<string, Kind> = {
     "ours, one process": { servers: 1, start: (port) => broadcast(port), follow: followOurs },
+    "ours, two with JetStream": {
+      servers: 2,
+      start: (port, nats) => broadcast(port, "--nats", nats, "--replay"),
+      follow: followOurs,
+      needsNats: true,
+    },
   };
   if (socketIo) {
     const code = sourceOf("cjs");
@@ -134,7 +140,7 @@ async function followSocketIo(folder: string): Promise<Follow> {
 class Place implements AsyncDisposable {
   readonly port = freePort();
   readonly proxies: Proxy[];
-  /** How many slow readers were dropped with 1008, as far as the log tells. */
+  /** How many slow readers were dropped with 1008. */
   dropped = 0;
   #program: Program | undefined;
 
@@ -149,8 +155,9 @@ class Place implements AsyncDisposable {
 
   async kill(): Promise<void> {
     await this.#program?.[Symbol.asyncDispose]();
-    const lines = this.#program?.lines.all ?? [];
-    this.dropped += lines.filter((line) => line.includes("left (1008)")).length;
+    const errors = this.#program?.errors.all ?? [];
+    this.dropped += errors.filter((line) => line.startsWith("Dropped a client.")).length;
+    this.#program = undefined;
   }
 
   async [Symbol.asyncDispose]() {
@@ -303,6 +310,10 @@ async function main() {
   const failures: string[] = [];
   for (const [name, kind] of Object.entries(kinds)) {
     if (name !== (only ?? name)) continue;
+    if (kind.needsNats && !NATS_SERVER) {
+      console.log(`Leaving out "${name}": install nats-server.`);
+      continue;
+    }
     const { counts, firstFault } = await run(kind, seconds, every, chance(seed));
     const shown = Object.entries(counts).map(([heading, count]): Row[number] => {
       return [heading, count === 0 ? "none" : count.toLocaleString("en")];

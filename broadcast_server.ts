@@ -68,13 +68,14 @@ if (import.meta.main) {
     "history-timeout SECONDS": "how long an empty room keeps it (60)",
     "nats URL": "join the servers at this NATS server, such as nats://127.0.0.1:4222",
     "subject NAME": "the NATS subject that their rooms have in common (broadcast)",
+    "replay": "keep messages in NATS JetStream, so that clients can follow on each server",
   };
   const processRequest = [checkRoom, (request: Request) => rooms.refuse(request), push];
   const options = { port: 9998, page, processRequest, flags, release: () => rooms.close() };
   await runServer("Broadcast server", options, async (options, given) => {
-    const { nats: url, subject = "broadcast", "max-history": maxHistory } = given;
+    const { nats: url, subject = "broadcast", replay, "max-history": maxHistory } = given;
     rooms = new Rooms({ maxHistory, historyTimeout: given["history-timeout"] });
-    if (url) rooms.relay = await Relay.connect({ url, subject, receive: rooms.receive, log });
+    if (url) rooms.relay = await Relay.connect({ url, subject, rooms, replay, log });
     return rooms.join(serve(handler, rooms.limit(options)));
   });
 }

@@ -34,7 +34,10 @@ const COMMAND = [
   ...["command/input_output.ts", "command/terminal.ts", "command/interact.ts", "command/pipe.ts"],
   "command/command.ts",
 ];
-const NATS = ["nats/transport.ts", "nats/link.ts", "nats/outgoing.ts", "nats.ts"];
+const NATS = [
+  ...["nats/transport.ts", "nats/connect.ts", "nats/link.ts", "nats/rooms.ts", "nats/outgoing.ts"],
+  ...["nats/stream.ts", "nats/publisher.ts", "nats/replayed_room.ts", "nats/replay.ts", "nats.ts"],
+];
 const SCRIPTS = ["server.ts", "client.ts", "broadcast_server.ts"];
 
 interface Dependency {

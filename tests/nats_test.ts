@@ -13,8 +13,9 @@ import { delay } from "@std/async";
 import { serve } from "websockets";
 import { Relay, type RelayOptions, roomSubject } from "websockets/nats.ts";
 import { SocketTransport } from "../websockets/nats/transport.ts";
+import { Broker, natsTest } from "./broker.ts";
 import { eventually, freePort, Inbox, TestClient, within } from "./helpers.ts";
-import { NATS_SERVER, test } from "./needs.ts";
+import { test } from "./needs.ts";
 import { Script } from "./programs.ts";
 import { ask, handshake, RawClient } from "./raw.ts";
 
@@ -31,93 +32,6 @@ const NAMES = [
   ...["👩‍👩‍👧‍👦", "x".repeat(100), "😀".repeat(100)],
 ];
 
-/** Registers a test that gets a NATS server of its own. */
-function natsTest(name: string, fn: (broker: Broker) => Promise<void>): void {
-  test({ needs: "nats" }, name, async () => {
-    await using broker = new Broker();
-    await broker.start();
-    await fn(broker);
-  });
-}
-
-/** Waits until a program that listens at this port can be connected to. */
-async function listening(port: number): Promise<void> {
-  const connect = async () => (await RawClient.open(port))[Symbol.dispose]();
-  await eventually(connect);
-}
-
-/** A nats-server, which can be stopped and started again at the same address. */
-class Broker implements AsyncDisposable {
-  readonly port = freePort();
-  readonly url = `nats://127.0.0.1:${this.port}`;
-  readonly #monitor = freePort();
-  #process?: Deno.ChildProcess;
-
-  async start(...flags: string[]): Promise<void> {
-    const ports = ["--port", `${this.port}`, "--http_port", `${this.#monitor}`];
-    const args = ["--addr", "127.0.0.1", ...ports, ...flags];
-    const output = { stdout: "null", stderr: "null" } as const;
-    this.#process = new Deno.Command(NATS_SERVER ?? "", { args, ...output }).spawn();
-    await listening(this.port);
-  }
-
-  /** Starts it with a configuration, in the place of the one that runs. */
-  async restart(configuration: string): Promise<void> {
-    await this.stop();
-    const path = await Deno.makeTempFile();
-    await Deno.writeTextFile(path, configuration);
-    await this.start("--config", path);
-    await Deno.remove(path);
-  }
-
-  /** How many subscriptions there are, beside its own. */
-  async subscriptions(): Promise<number> {
-    const answer = await fetch(`http://127.0.0.1:${this.#monitor}/connz?subs=true`);
-    const { connections } = await answer.json();
-    return connections.reduce(
-      (sum: number, each: { subscriptions: number }) => sum + each.subscriptions,
-      0,
-    );
-  }
-
-  /** Waits until there are so many subscriptions. */
-  async has(count: number): Promise<void> {
-    await eventually(async () => assertEquals(await this.subscriptions(), count));
-  }
-
-  /** Waits until it knows another server of its cluster. */
-  async isRouted(): Promise<void> {
-    await eventually(async () => {
-      const answer = await fetch(`http://127.0.0.1:${this.#monitor}/routez`);
-      assert((await answer.json()).num_routes > 0, "There is no route.");
-    });
-  }
-
-  /** Makes it stand still. A busy system takes a while to do so. */
-  async pause(): Promise<void> {
-    this.#process?.kill("SIGSTOP");
-    const args = ["-o", "state=", "-p", `${this.#process?.pid}`];
-    await eventually(async () => {
-      const { stdout } = await new Deno.Command("ps", { args }).output();
-      assertMatch(new TextDecoder().decode(stdout), /^T/);
-    });
-  }
-
-  resume(): void {
-    this.#process?.kill("SIGCONT");
-  }
-
-  async stop(): Promise<void> {
-    this.#process?.kill("SIGKILL");
-    await this.#process?.status;
-    this.#process = undefined;
-  }
-
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.stop();
-  }
-}
-
 /**
  * A relay in this process, with what it hears and logs. `SPEAKER` waits long enough after NATS is
  * back for all others, which try every 10 ms.
@@ -130,7 +44,7 @@ async function startRelay(url: string, options: Partial<RelayOptions> = {}) {
     subject: "broadcast",
     timeout: 1_000,
     reconnectWait: 10,
-    receive: (room, data) => messages.put({ room, data }),
+    rooms: { receive: (room, data) => messages.put({ room, data }) },
     log: (line) => lines.put(line),
     ...options,
   });
@@ -247,7 +161,7 @@ Deno.test("plain names are readable in subjects, and the common room adds no wor
 
 Deno.test("a wrong URL or subject is a mistake in the command line", async () => {
   const usageError = async (url: string, subject: string) => {
-    const options = { url, subject, receive: () => {}, log: () => {} };
+    const options = { url, subject, rooms: { receive() {} }, log: () => {} };
     const error = await assertRejects(() => Relay.connect(options), Error);
     return [error.message, error.name];
   };
@@ -980,7 +894,7 @@ natsTest("an error of `receive` is told, and costs no other message", async (bro
     if (message === "one") throw new Error("This is a test.");
   };
   await using here = await startRelay(broker.url);
-  await using there = await startRelay(broker.url, { receive });
+  await using there = await startRelay(broker.url, { rooms: { receive } });
   await there.enter("");
   for (const message of ["one", "two"]) here.publish("", message);
   await there.lines.next();

@@ -87,12 +87,3 @@ export class Proxy implements AsyncDisposable {
 export function startProxy(port: number, allowance: () => number): Proxy {
   return new Proxy(port, allowance);
 }
-
-/** Numbers that look like chance, and are the same in each run. */
-export function chance(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (state * 1_103_515_245 + 12_345) % 2 ** 31;
-    return Math.floor(state / 2 ** 31 * below);
-  };
-}

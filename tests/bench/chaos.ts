@@ -6,17 +6,22 @@
 //
 // README.md explains what is broken, and what the columns are.
 
+import { assert } from "@std/assert";
 import { delay } from "@std/async";
-import { chance, type Proxy, startProxy } from "../proxy.ts";
+import { Broker } from "../broker.ts";
+import { chance } from "../followers.ts";
+import { type Proxy, startProxy } from "../proxy.ts";
 import { eventually, freePort } from "../helpers.ts";
 import { NATS_SERVER } from "../needs.ts";
 import { Program, Script } from "../programs.ts";
 import { describeFlags, parseFlags, usageError } from "../../websockets/script/flags.ts";
 import { runScript } from "../../websockets/script/run.ts";
-import { type Row, table } from "./tables.ts";
+import { type Row, sum, table } from "./tables.ts";
 import { contentOf, Follower, Ledger, type Said } from "./ledger.ts";
 import { sourceOf } from "./bench.ts";
 
+/** Keeps all in memory, as far as the stream says so. */
+const JETSTREAM = "--jetstream";
 const FOLLOWERS = 200;
 const ROOMS = ["", "red", "green", "blue"];
 /** A room of large messages, half of whose followers read nothing for a while. */
@@ -37,8 +42,6 @@ const [PAUSE, RETRY] = [60, 300];
 /** Milliseconds after which nobody waits for the answer to a push. */
 const PUSH_TIMEOUT = 10_000;
 
-type Below = (limit: number) => number;
-
 /** Lets a follower hear what is said, through all losses, until `signal` aborts. */
 type Follow = (
   locate: () => string,
@@ -47,44 +50,40 @@ type Follow = (
   signal: AbortSignal,
 ) => Promise<void>;
 
-/** Servers that are joined, and how they are followed. */
+/** Servers of a kind, and how they are followed. */
 interface Kind {
   servers: number;
-  start(port: number, nats: string): Program;
+  start(port: number, nats?: string): Program;
   follow: Follow;
-  needsNats?: boolean;
+  /** Whether a NATS server with JetStream joins them. */
+  isJoined: boolean;
 }
 
-const broadcast = (port: number, ...flags: string[]) => {
-  const all = ["--port", `${port}`, "--quiet", ...LIMITS, ...flags];
-  return new Script("broadcast_server.ts", all);
-};
+function broadcast(port: number, nats?: string): Program {
+  const flags = ["--port", `${port}`, "--quiet", ...LIMITS];
+  return new Script("broadcast_server.ts", nats ? [...flags, "--nats", nats, "--replay"] : flags);
+}
 
-/** All kinds of servers, by the first column of the table. */
+/** All kinds of servers, by their names in the table. */
 async function allKinds(socketIo?: string): Promise<Record<string, Kind>> {
-  const kinds: Record<string, Kind> = {
-    "ours, one process": { servers: 1, start: (port) => broadcast(port), follow: followOurs },
-    "ours, two with JetStream": {
-      servers: 2,
-      start: (port, nats) => broadcast(port, "--nats", nats, "--replay"),
-      follow: followOurs,
-      needsNats: true,
+  const ours = { start: broadcast, follow: followOurs };
+  const node = (port: number) =>
+    new Program("node", ["-e", sourceOf("cjs"), `${port}`], { cwd: socketIo });
+  return {
+    "ours, one process": { ...ours, servers: 1, isJoined: false },
+    ...NATS_SERVER && { "ours, two with JetStream": { ...ours, servers: 2, isJoined: true } },
+    ...socketIo && {
+      "Socket.IO": { servers: 1, start: node, follow: await load(socketIo), isJoined: false },
     },
   };
-  if (socketIo) {
-    const code = sourceOf("cjs");
-    const start = (port: number) => new Program("node", ["-e", code, `${port}`], { cwd: socketIo });
-    kinds["Socket.IO"] = { servers: 1, start, follow: await followSocketIo(socketIo) };
-  }
-  return kinds;
 }
 
+/** On the wire of websockets/README.md, with the runtime's own WebSocket. */
 const followOurs: Follow = async (locate, follower, pause, signal) => {
   const decoder = new TextDecoder();
   while (!signal.aborted) {
-    const query = new URLSearchParams({ room: follower.room, after: follower.position });
-    if (follower.room === "") query.delete("room");
-    const socket = new WebSocket(`${locate()}?${query}`);
+    const { room, position } = follower;
+    const socket = new WebSocket(`${locate()}?after=${position}${room && `&room=${room}`}`);
     socket.binaryType = "arraybuffer";
     const end = () => socket.close();
     signal.addEventListener("abort", end);
@@ -106,7 +105,7 @@ const followOurs: Follow = async (locate, follower, pause, signal) => {
 };
 
 /** Socket.IO's own client recovers by itself. That it has not is told as an unknown number. */
-async function followSocketIo(folder: string): Promise<Follow> {
+async function load(folder: string): Promise<Follow> {
   const path = `${await Deno.realPath(
     folder,
   )}/node_modules/socket.io-client/dist/socket.io.esm.min.js`;
@@ -136,20 +135,25 @@ async function followSocketIo(folder: string): Promise<Follow> {
   };
 }
 
-/** One of the servers, with the proxies that its followers come through. */
+/** Where a server is, which may be killed and started again, and the proxies in front of it. */
 class Place implements AsyncDisposable {
   readonly port = freePort();
-  readonly proxies: Proxy[];
+  /** Resets connections. */
+  readonly cut: Proxy;
+  /** Takes nothing for a while. */
+  readonly slow: Proxy = startProxy(this.port, () => Infinity);
   /** How many slow readers were dropped with 1008. */
   dropped = 0;
+  readonly #launch: (port: number) => Program;
   #program: Program | undefined;
 
-  constructor(readonly launch: (port: number) => Program, allowance: () => number) {
-    this.proxies = [startProxy(this.port, allowance), startProxy(this.port, () => Infinity)];
+  constructor(launch: (port: number) => Program, allowance: () => number) {
+    this.#launch = launch;
+    this.cut = startProxy(this.port, allowance);
   }
 
   async start(): Promise<void> {
-    this.#program = this.launch(this.port);
+    this.#program = this.#launch(this.port);
     await this.#program.prints(/:\/\//);
   }
 
@@ -162,129 +166,129 @@ class Place implements AsyncDisposable {
 
   async [Symbol.asyncDispose]() {
     await this.kill();
-    for (const proxy of this.proxies) await proxy[Symbol.asyncDispose]();
+    for (const proxy of [this.cut, this.slow]) await proxy[Symbol.asyncDispose]();
   }
 }
 
-/** Breaks servers of one kind for so many seconds. */
-async function run(kind: Kind, seconds: number, every: number, below: Below) {
-  const ledger = new Ledger();
-  const happened = { kills: 0, "NATS restarts": 0 };
-  let isCalm = false;
-  const followed = new AbortController();
-  await using stack = new AsyncDisposableStack();
-  const natsPort = freePort();
-  const folder = await Deno.makeTempDir();
-  stack.defer(() => Deno.remove(folder, { recursive: true }));
-  const startNats = async () => {
-    const args = ["--addr", "127.0.0.1", "--port", `${natsPort}`, "--jetstream"];
-    const nats = new Program(NATS_SERVER ?? "", [...args, "--store_dir", folder]);
-    await eventually(() => Deno.connect({ port: natsPort }).then((found) => found.close()));
-    return nats;
-  };
-  let nats = kind.needsNats ? await startNats() : undefined;
-  stack.defer(() => nats?.[Symbol.asyncDispose]());
-  const launch = (port: number) => kind.start(port, `nats://127.0.0.1:${natsPort}`);
-  const allowance = () => isCalm ? Infinity : below(MAX_BYTES);
-  const places = Array.from({ length: kind.servers }, () => new Place(launch, allowance));
-  for (const place of places) await stack.use(place).start();
-  const any = <T>(items: T[]): T => items[below(items.length)];
+/** Servers of one kind that are broken again and again, and what is said to them meanwhile. */
+class Chaos {
+  readonly ledger = new Ledger();
+  readonly places: Place[] = [];
+  kills = 0;
+  restarts = 0;
+  #isCalm = false;
 
-  /** Pushes a message, and tells whether it was accepted. */
-  const push = async (room: string, size: number): Promise<Said | undefined> => {
-    const { port } = any(places);
-    const said = ledger.say(room, size, `pushed to ${port}`);
-    const url = `http://localhost:${port}/?${room && `room=${room}`}`;
-    const signal = AbortSignal.timeout(PUSH_TIMEOUT);
-    try {
-      const response = await fetch(url, { method: "POST", body: contentOf(said), signal });
-      const answer = await response.text();
-      if (response.status !== 202) return void said.way.push(ledger.at(answer));
-      ledger.accept(said, JSON.parse(answer).position, "202");
-      return said;
-    } catch (error) {
-      said.way.push(ledger.at(`${error}`));
-    }
-  };
-  const pushSome = async () => {
-    while (!isCalm) {
-      await push(any(ROOMS), 20 + below(300));
-      await delay(below(PAUSE));
-    }
-  };
-  const sendSome = async () => {
-    while (!isCalm) {
-      const { room, id, send } = any(ledger.followers);
-      if (send) {
-        const said = ledger.say(room, 20 + below(300), `sent by follower ${id}`, send);
-        send(below(3) === 0 ? new TextEncoder().encode(contentOf(said)) : contentOf(said));
-      }
-      await delay(below(PAUSE));
-    }
-  };
-  const burst = async () => {
-    while (!isCalm) {
-      for (const { proxies: [, slow] } of places) slow.hold();
-      for (let count = 0; count < BURST; count++) await push(SLOW_ROOM, LARGE);
-      for (const { proxies: [, slow] } of places) slow.release();
-      await delay(below(Math.min(BURST_PAUSE, seconds * 1000)));
-    }
-  };
-  const kill = async () => {
-    const half = every * 500;
-    for (let left = seconds; left > every; left -= every) {
-      await delay(half);
-      if (nats) {
-        await nats[Symbol.asyncDispose]();
-        nats = await startNats();
-        happened["NATS restarts"]++;
-      }
-      await delay(half);
-      const place = any(places);
-      await place.kill();
-      happened.kills++;
-      await place.start();
-    }
-    await delay(2 * half);
-    isCalm = true;
-  };
+  constructor(readonly nats: Broker | undefined, readonly below: (limit: number) => number) {}
 
-  const follows = Array.from({ length: FOLLOWERS }, (_, index) => {
-    const isSlow = index < SLOW_FOLLOWERS;
-    const room = index < 2 * SLOW_FOLLOWERS ? SLOW_ROOM : ROOMS[index % ROOMS.length];
-    const locate = () => any(places).proxies[Number(isSlow)].url;
-    return kind.follow(locate, new Follower(ledger, room), () => below(RETRY), followed.signal);
-  });
-  const speakers = Array.from({ length: SPEAKERS }, () => [pushSome(), sendSome()]).flat();
-  await Promise.all([...speakers, burst(), kill()]);
-
-  const ends: Said[] = [];
-  for (const room of [...ROOMS, SLOW_ROOM]) {
-    ends.push(await eventually(async () => await push(room, 20) ?? Promise.reject(room)));
+  /** A place for one more server. */
+  place(launch: (port: number) => Program): Place {
+    const place = new Place(launch, () => this.#isCalm ? Infinity : this.below(MAX_BYTES));
+    this.places.push(place);
+    return place;
   }
-  const haveHeard = ledger.followers.map((follower) =>
-    eventually(() => {
-      if (!ends.some((end) => follower.hasHeard(end))) throw new Error("It has not heard the end.");
-    })
-  );
-  await Promise.allSettled(haveHeard);
-  followed.abort();
-  await Promise.all(follows);
-  for (const place of places) await place.kill();
-  ledger.check(ends);
-  const total = (count: (follower: Follower) => number) =>
-    ledger.followers.reduce((sum, follower) => sum + count(follower), 0);
-  const counts = {
-    messages: ledger.messages.length,
-    heard: total(({ heard }) => heard),
-    resets: places.reduce((sum, { proxies }) => sum + proxies[0].cuts, 0),
-    ...happened,
-    "dropped (1008)": places.reduce((sum, { dropped }) => sum + dropped, 0),
-    gaps: total(({ spans }) => spans.length - 1),
-    told: total(({ told }) => told),
-    ...ledger.faults,
-  };
-  return { counts, firstFault: ledger.firstFault };
+
+  any<T>(items: T[]): T {
+    return items[this.below(items.length)];
+  }
+
+  /** Pushes a message. Throws if it was not accepted. */
+  async push(room: string, size: number): Promise<Said> {
+    const { port } = this.any(this.places);
+    const said = this.ledger.say(room, size, `pushed to ${port}`);
+    const url = `http://localhost:${port}/${room && `?room=${room}`}`;
+    const signal = AbortSignal.timeout(PUSH_TIMEOUT);
+    const response = await fetch(url, { method: "POST", body: contentOf(said), signal });
+    const answer = await response.text();
+    if (response.status !== 202) throw new Error(answer);
+    this.ledger.accept(said, JSON.parse(answer).position, "202");
+    return said;
+  }
+
+  /** Lets a follower send a message, if it has a connection. */
+  send(): void {
+    const { room, id, send } = this.any(this.ledger.followers);
+    if (!send) return;
+    const content = contentOf(
+      this.ledger.say(room, 20 + this.below(300), `sent by follower ${id}`, send),
+    );
+    send(this.below(3) === 0 ? new TextEncoder().encode(content) : content);
+  }
+
+  async #speak(say: () => unknown) {
+    while (!this.#isCalm) {
+      // Whether what failed was said, nobody knows.
+      await Promise.try(say).catch(() => {});
+      await delay(this.below(PAUSE));
+    }
+  }
+
+  /** Pushes much at once while slow readers take nothing, so that they are dropped. */
+  async #burst() {
+    for (const { slow } of this.places) slow.hold();
+    for (let count = 0; count < BURST; count++) await this.push(SLOW_ROOM, LARGE).catch(() => {});
+    for (const { slow } of this.places) slow.release();
+    await delay(this.below(BURST_PAUSE));
+  }
+
+  /** Kills a server every so many seconds, and NATS between two of them. */
+  async #breakAll(seconds: number, every: number) {
+    const end = performance.now() + seconds * 1000;
+    while (performance.now() < end) {
+      await delay(every * 500);
+      if (this.nats) {
+        await this.nats.stop();
+        await this.nats.start(JETSTREAM);
+        this.restarts++;
+      }
+      await delay(every * 500);
+      const place = this.any(this.places);
+      await place.kill();
+      await place.start();
+      this.kills++;
+    }
+    this.#isCalm = true;
+  }
+
+  /** Does all of it at once, then lets everyone hear the end, and counts. */
+  async run(follow: Follow, seconds: number, every: number): Promise<Record<string, number>> {
+    const { ledger } = this;
+    const followed = new AbortController();
+    const follows = Array.from({ length: FOLLOWERS }, (_, index) => {
+      const room = index < 2 * SLOW_FOLLOWERS ? SLOW_ROOM : ROOMS[index % ROOMS.length];
+      const way = index < SLOW_FOLLOWERS ? "slow" : "cut";
+      const locate = () => this.any(this.places)[way].url;
+      return follow(locate, new Follower(ledger, room), () => this.below(RETRY), followed.signal);
+    });
+    const push = () => this.push(this.any(ROOMS), 20 + this.below(300));
+    const speakers = Array.from({ length: SPEAKERS }, () => [push, () => this.send()]).flat();
+    const spoken = [...speakers, () => this.#burst()].map((say) => this.#speak(say));
+    await Promise.all([this.#breakAll(seconds, every), ...spoken]);
+    const rooms = [...ROOMS, SLOW_ROOM];
+    const ends = await Promise.all(rooms.map((room) => eventually(() => this.push(room, 20))));
+    const hear = (follower: Follower) =>
+      eventually(() => assert(ends.some((end) => follower.hasHeard(end))));
+    // Those that don't hear it are found in the ledger.
+    await Promise.allSettled(ledger.followers.map(hear));
+    followed.abort();
+    await Promise.all(follows);
+    for (const place of this.places) await place.kill();
+    ledger.check(ends);
+    return {
+      messages: ledger.messages.length,
+      heard: sumOf(ledger.followers, ({ heard }) => heard),
+      resets: sumOf(this.places, ({ cut }) => cut.cuts),
+      kills: this.kills,
+      "NATS restarts": this.restarts,
+      "dropped (1008)": sumOf(this.places, ({ dropped }) => dropped),
+      gaps: sumOf(ledger.followers, ({ spans }) => Math.max(0, spans.length - 1)),
+      told: sumOf(ledger.followers, ({ told }) => told),
+      ...ledger.faults,
+    };
+  }
+}
+
+function sumOf<T>(items: T[], count: (item: T) => number): number {
+  return sum(items.map(count));
 }
 
 const FLAGS = {
@@ -307,24 +311,28 @@ async function main() {
     throw usageError(`--only takes one of: ${Object.keys(kinds).join(", ")}.`);
   }
   const rows: Row[] = [];
-  const failures: string[] = [];
-  for (const [name, kind] of Object.entries(kinds)) {
+  const failed: string[] = [];
+  for (const [name, { servers, start, follow, isJoined }] of Object.entries(kinds)) {
     if (name !== (only ?? name)) continue;
-    if (kind.needsNats && !NATS_SERVER) {
-      console.log(`Leaving out "${name}": install nats-server.`);
-      continue;
+    await using stack = new AsyncDisposableStack();
+    const nats = isJoined ? stack.use(new Broker()) : undefined;
+    await nats?.start(JETSTREAM);
+    const launch = (port: number) => start(port, nats?.url);
+    const chaos = new Chaos(nats, chance(seed));
+    for (let count = 0; count < servers; count++) {
+      await stack.use(chaos.place(launch)).start();
     }
-    const { counts, firstFault } = await run(kind, seconds, every, chance(seed));
-    const shown = Object.entries(counts).map(([heading, count]): Row[number] => {
+    const counts = await chaos.run(follow, seconds, every);
+    const cells = Object.entries(counts).map(([heading, count]): Row[number] => {
       return [heading, count === 0 ? "none" : count.toLocaleString("en")];
     });
-    rows.push([["servers", name], ...shown]);
-    if (!firstFault) continue;
-    console.log(`${name}, --seed ${seed}: ${firstFault}`);
-    if (name.startsWith("ours")) failures.push(name);
+    rows.push([["servers", name], ...cells]);
+    const { firstFault } = chaos.ledger;
+    if (firstFault) console.log(`${name}, --seed ${seed}: ${firstFault}`);
+    if (firstFault && name.startsWith("ours")) failed.push(name);
   }
   console.log(table(rows));
-  if (failures.length > 0) throw new Error(`The chaos was too much for ${failures.join("; ")}.`);
+  if (failed.length > 0) throw new Error(`What was missed was not told by ${failed.join("; ")}.`);
 }
 
 if (import.meta.main) await runScript(USAGE, main);

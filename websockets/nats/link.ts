@@ -1,102 +1,117 @@
 // The way to NATS: connections of nats.js, each in the place of one that was lost.
 
-import type { NatsConnection, NatsConnectionImpl } from "@nats-io/nats-core/internal";
-import { delay } from "@std/async";
-import { unescape } from "node:querystring";
-import { type Log, printable } from "../log.ts";
-import { type SocketOptions, SocketTransport } from "./transport.ts";
+import type { NatsConnection } from "@nats-io/nats-core/internal";
+import { printable, unfailing } from "../log.ts";
+import { MAX_MESSAGE, type ServeOptions } from "../options.ts";
+import { connectNats, type LinkOptions, reconnectNats } from "./connect.ts";
 
-/** The import below has no literal, because Deno would fetch a literal before it is needed. */
-const PACKAGE: string = "@nats-io/nats-core/internal";
-
-/** How to reach NATS. All times are in milliseconds. */
-export interface LinkOptions {
-  /** Where NATS is: `nats://user:password@localhost:4222`, or `tls://token@example.com`. */
-  url: string;
-  /** Told when NATS is lost and back, and what was not relayed. */
-  log: Log;
-  /** What NATS gets to let a server in, and to take what waits when a server stops (3,000). */
-  timeout?: number;
-  /** Between pings: a NATS that vanished is noticed when two were not answered (5,000). */
-  pingInterval?: number;
-  /** Between two attempts to reach a NATS that was lost (1,000). */
-  reconnectWait?: number;
+/** What is done when something has happened to the link. */
+export interface LinkEvents {
+  /** NATS is back. */
+  back(): void;
+  /** NATS has refused a message that was published. */
+  refused(): void;
 }
 
-/**
- * Connects to a server of NATS: the one in the URL, or another one of its cluster.
- *
- * @throws {Error} if NATS does not let this server in: the message says what to do.
- * @throws {Deno.errors.NotCapable} without the permission to connect.
- */
-export async function connectNats(
-  host: string,
-  { url, timeout, pingInterval }: Required<LinkOptions>,
-): Promise<NatsConnection> {
-  const { protocol, hostname, username, password } = new URL(url);
-  const [user, pass] = [unescape(username), unescape(password)];
-  const nats: typeof import("@nats-io/nats-core/internal") = await import(PACKAGE);
-  nats.setTransportFactory({ factory: () => new SocketTransport() });
-  const options: SocketOptions = {
-    servers: host,
-    // A name without a password is a token.
-    ...(pass ? { user, pass } : { token: user }),
-    tls: protocol === "tls:" ? {} : null,
-    host: hostname.replace(/^\[|\]$/g, ""),
-    // A server does not hear what it has said itself.
-    noEcho: true,
-    reconnect: false,
-    timeout,
-    pingInterval,
-  };
-  try {
-    return await nats.NatsConnectionImpl.connect(options);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    throw new Error(`No NATS server at ${host} ${describeFailure(error as Error)}`);
+/** The error that the runtime throws for a URL that is not valid, too. */
+export function syntaxError(message: string): DOMException {
+  return new DOMException(message, "SyntaxError");
+}
+
+/** The connection to NATS of this moment. */
+export class Link {
+  /** How NATS is reached, with the defaults of all that was not given. */
+  readonly options: Required<LinkOptions>;
+  /** Aborts when the link is closed. */
+  readonly closing: AbortSignal;
+  readonly #closing = new AbortController();
+  #nats: NatsConnection;
+  #back = Promise.withResolvers<void>();
+  #followed = Promise.resolve();
+
+  private constructor(options: Required<LinkOptions>, nats: NatsConnection) {
+    this.options = options;
+    this.closing = this.#closing.signal;
+    this.#nats = nats;
   }
-}
 
-/** Why NATS can't be used, and what to do about it. */
-function describeFailure({ name, message }: Error): string {
-  let advice = "start nats-server there";
-  if (/certificate/.test(message)) advice = "trust it with: deno run --cert=FILE --allow-net …";
-  if (/no TLS/.test(message)) advice = "it does not speak TLS, use nats:// instead of tls://";
-  if (/^Auth/.test(message)) advice = "put user:password@ or token@ before the host";
-  let reason = printable(message).replace(/ \(os error.*/, "");
-  if (name === "TimeoutError") reason = "no answer in time";
-  // This is the error of nats.js when NATS hangs up without saying why.
-  if (name === "ConnectionError") reason = "it has hung up";
-  return `(${reason}): ${advice}.`;
-}
-
-/**
- * Waits until NATS is lost, and then tries it and the other servers of its cluster until one of
- * them answers, or `closing` aborts.
- */
-export async function reconnectNats(
-  lost: NatsConnection,
-  options: Required<LinkOptions>,
-  closing: AbortSignal,
-): Promise<NatsConnection | undefined> {
-  const { url, log, reconnectWait } = options;
-  const { message } = await lost.closed() ?? new Error("it has hung up");
-  // This ends what still waits for a confirmation of NATS. nats.js itself would let it wait.
-  (lost as NatsConnectionImpl).protocol.resetOutbound();
-  if (closing.aborted) return;
-  log(`NATS is lost (${printable(message.trim())}): local clients go on, reconnecting.`);
-  const hosts = new Set([new URL(url).host, ...lost.getServers().map(({ listen }) => listen)]);
-  const told = new Map<string, string>();
-  while (true) {
-    await delay(reconnectWait, { signal: closing }).catch(() => {});
-    for (const host of hosts) {
-      if (closing.aborted) return;
-      const nats = await connectNats(host, options).catch(({ message }: Error) => {
-        // Most attempts end as the one before.
-        if (told.get(host) !== message && !closing.aborted) log(message);
-        told.set(host, message);
-      });
-      if (nats) return nats;
+  /**
+   * Connects to NATS.
+   *
+   * @throws {Error} if no NATS answers.
+   * @throws {DOMException} `SyntaxError` if the URL is not valid.
+   * @throws {Deno.errors.NotCapable} without the permission to connect.
+   */
+  static async open(given: LinkOptions): Promise<Link> {
+    const url = URL.parse(given.url);
+    if (!url || !/^(nats|tls):$/.test(url.protocol) || url.host === "") {
+      throw syntaxError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
     }
+    url.port ||= "4222";
+    const times = { timeout: 3_000, pingInterval: 5_000, reconnectWait: 1_000 };
+    const options = { ...times, ...given, url: url.href, log: unfailing(given.log) };
+    return new Link(options, await connectNats(url.host, options));
+  }
+
+  /** The connection, which may be lost. */
+  get nats(): NatsConnection {
+    return this.#nats;
+  }
+
+  /** Whether NATS is lost, and not yet back. */
+  get isAway(): boolean {
+    return this.#nats.isClosed();
+  }
+
+  /** Done when NATS is back. */
+  get back(): Promise<void> {
+    return this.#back.promise;
+  }
+
+  /** Bytes of the largest message that NATS takes. */
+  get maxMessage(): number {
+    const { max_payload = Infinity } = this.#nats.info ?? {};
+    return max_payload > 0 ? max_payload : Infinity;
+  }
+
+  /** The options of a server that takes no message which NATS would not take. */
+  limit(options: ServeOptions): ServeOptions {
+    const { maxMessage = MAX_MESSAGE } = options;
+    return { ...options, maxMessage: Math.min(maxMessage, this.maxMessage) };
+  }
+
+  /** Connects again whenever NATS is lost, until the link is closed. */
+  follow(events: LinkEvents): void {
+    this.#followed = this.#follow(events);
+  }
+
+  async #follow({ back, refused }: LinkEvents) {
+    while (true) {
+      this.#tellErrors(refused);
+      const nats = await reconnectNats(this.#nats, this.options, this.closing);
+      if (!nats || this.closing.aborted) return await nats?.close();
+      this.options.log("NATS is back.");
+      this.#nats = nats;
+      this.#back.resolve();
+      this.#back = Promise.withResolvers();
+      back();
+    }
+  }
+
+  /** Tells what NATS says to be wrong, until the connection ends. */
+  async #tellErrors(refused: () => void) {
+    for await (const status of this.#nats.status()) {
+      if (status.type !== "error") continue;
+      const { message } = status.error;
+      this.options.log(`NATS: ${printable(message)}`);
+      if (message.startsWith("Permissions Violation for Publish")) refused();
+    }
+  }
+
+  /** Leaves NATS. */
+  async close(): Promise<void> {
+    this.#closing.abort();
+    await this.#nats.close();
+    await this.#followed;
   }
 }

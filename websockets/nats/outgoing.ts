@@ -1,16 +1,15 @@
 // What this server has to say to the others: it waits here, in order, until NATS confirms it.
 
-import type { NatsConnection } from "@nats-io/nats-core/internal";
 import { deadline, delay } from "@std/async";
-import type { Log } from "../log.ts";
 import type { Server } from "../serve.ts";
+import type { Link } from "./link.ts";
 
 /** Bytes that may wait for NATS. With more, handlers wait; while NATS is away, more is lost. */
-const MAX_OUTGOING = 4 * 1024 ** 2;
+export const MAX_OUTGOING = 4 * 1024 ** 2;
 /** Bytes that NATS is to confirm at once. They are few, because a ping of nats.js waits behind them. */
-const BATCH = 1024 ** 2;
+export const BATCH = 1024 ** 2;
 /** Bytes that a message takes while it waits, beside its content. */
-const QUEUED_COST = 128;
+export const QUEUED_COST = 128;
 
 /** Where what waits for NATS counts as well: the server whose clients have said it. */
 export type Budget = Pick<Server, "isFull" | "countWaiting">;
@@ -18,8 +17,7 @@ export type Budget = Pick<Server, "isFull" | "countWaiting">;
 /** What waits for NATS. */
 export class Outgoing {
   #budget?: Budget;
-  #nats: NatsConnection;
-  readonly #log: Log;
+  readonly #link: Link;
   /** Nobody waits for one of these messages when it is `done`. */
   #waiting: { subject: string; bytes: Uint8Array; done(): void }[] = [];
   #waitingBytes = 0;
@@ -30,15 +28,8 @@ export class Outgoing {
   /** When the other servers have had time to come back as well, in milliseconds. */
   #settledAt = 0;
 
-  constructor(nats: NatsConnection, log: Log) {
-    this.#nats = nats;
-    this.#log = log;
-  }
-
-  /** Bytes of the largest message that NATS takes. */
-  get maxMessage(): number {
-    const { max_payload = Infinity } = this.#nats.info ?? {};
-    return max_payload > 0 ? max_payload : Infinity;
+  constructor(link: Link) {
+    this.#link = link;
   }
 
   /** Whether too much waits for the clients of this server. */
@@ -64,7 +55,7 @@ export class Outgoing {
     }
     const size = bytes.length + QUEUED_COST;
     const isMuch = this.#waitingBytes + size > MAX_OUTGOING || this.isFull;
-    const isAway = this.#nats.isClosed() || this.#pause > 0;
+    const isAway = this.#link.isAway || this.#pause > 0;
     // A message that is larger than all that may wait is let through where nothing waits.
     if (isAway && isMuch && this.#waiting.length > 0) return void this.#lost++;
     const { promise, resolve } = Promise.withResolvers<void>();
@@ -76,8 +67,7 @@ export class Outgoing {
   }
 
   /** Goes on when NATS is back, after `pause` milliseconds. */
-  resume(nats: NatsConnection, pause: number): void {
-    this.#nats = nats;
+  resume(pause: number): void {
     this.#settledAt = performance.now() + pause;
     this.#publishSoon();
   }
@@ -98,12 +88,12 @@ export class Outgoing {
   }
 
   async #publishWaiting() {
-    while (!this.#nats.isClosed() && this.#waiting.length > 0) {
+    while (!this.#link.isAway && this.#waiting.length > 0) {
       if (this.#pause > 0) await delay(this.#pause);
       else await this.#publishBatch();
     }
     for (const { done } of this.#waiting) done();
-    if (!this.#nats.isClosed()) this.#report();
+    if (!this.#link.isAway) this.#report();
   }
 
   async #publishBatch() {
@@ -115,12 +105,12 @@ export class Outgoing {
     }
     const taken = this.#waiting.splice(0, count);
     // NATS may take only smaller messages since it is back.
-    const batch = taken.filter(({ bytes }) => bytes.length <= this.maxMessage);
+    const batch = taken.filter(({ bytes }) => bytes.length <= this.#link.maxMessage);
     // All of it counts as lost until NATS has confirmed it.
     this.#lost += count;
     try {
-      for (const { subject, bytes } of batch) this.#nats.publish(subject, bytes);
-      await this.#nats.flush();
+      for (const { subject, bytes } of batch) this.#link.nats.publish(subject, bytes);
+      await this.#link.nats.flush();
       this.#lost -= batch.length;
     } catch {
       // NATS is away again, and some of the messages may have arrived.
@@ -130,7 +120,9 @@ export class Outgoing {
   }
 
   #report() {
-    if (this.#lost > 0) this.#log(`Messages not relayed to the other servers: ${this.#lost}.`);
+    if (this.#lost > 0) {
+      this.#link.options.log(`Messages not relayed to the other servers: ${this.#lost}.`);
+    }
     this.#lost = 0;
   }
 

@@ -1,0 +1,119 @@
+// What this server has to say, until NATS JetStream confirms that it is kept.
+
+import { abortable, deadline, delay } from "@std/async";
+import { ConnectionClosed } from "../connection_closed.ts";
+import { bytesOf, type Message } from "../message.ts";
+import type { Link } from "./link.ts";
+import { BATCH, type Budget, MAX_OUTGOING, QUEUED_COST } from "./outgoing.ts";
+import { Losses } from "./rooms.ts";
+import { DUPLICATE_WINDOW, isUnheard, RefusedError, type Stream } from "./stream.ts";
+
+/** Milliseconds that a message waits at the most: NATS would not know it again much later. */
+const MAX_WAIT = DUPLICATE_WINDOW / 2;
+
+/** Sends messages, and each of them again until it is confirmed. */
+export class Publisher {
+  readonly #link: Link;
+  readonly #stream: Stream;
+  readonly #lost: Losses;
+  #budget?: Budget;
+  #waitingBytes = 0;
+  /** Done when the message before the next one is on its way. */
+  #sent = Promise.resolve();
+  #sentBytes = 0;
+  #confirmed = Promise.withResolvers<void>();
+  readonly #closing = new AbortController();
+
+  constructor(link: Link, stream: Stream) {
+    this.#link = link;
+    this.#stream = stream;
+    this.#lost = new Losses(link, "Messages not said, and told so to their senders");
+  }
+
+  /** Whether too much waits for the clients of this server. */
+  get isFull(): boolean {
+    return this.#budget?.isFull === true;
+  }
+
+  /** Counts what waits, and what will wait, in this budget. */
+  countIn(budget: Budget): void {
+    budget.countWaiting(this.#waitingBytes);
+    this.#budget = budget;
+  }
+
+  /**
+   * Says a message after all others. Done when it is kept: its position.
+   *
+   * @throws {ConnectionClosed} with 1013 if nobody knows whether it is kept.
+   */
+  async publish(room: string, message: Message): Promise<string> {
+    const size = bytesOf(message) + QUEUED_COST;
+    const isMuch = this.#waitingBytes > 0 && this.#waitingBytes + size > MAX_OUTGOING;
+    if (this.#closing.signal.aborted || this.#link.isAway && isMuch) throw this.#lose();
+    const before = this.#sent;
+    const sent = Promise.withResolvers<void>();
+    this.#sent = sent.promise;
+    const end = performance.now() + MAX_WAIT;
+    this.#count(size);
+    try {
+      await before;
+      while (this.#sentBytes > BATCH) await this.#confirmed.promise;
+      this.#sentBytes += size;
+      return await this.#send(this.#stream.prepare(room, message), sent.resolve, end)
+        .finally(() => this.#sentBytes -= size);
+    } finally {
+      sent.resolve();
+      this.#count(-size);
+      this.#confirmed.resolve();
+      this.#confirmed = Promise.withResolvers();
+    }
+  }
+
+  async #send(send: () => Promise<number>, onSent: () => void, end: number): Promise<string> {
+    const { reconnectWait } = this.#link.options;
+    const { signal } = this.#closing;
+    let state = () => this.#stream.current();
+    /** The epoch of a stream in which the message may be. */
+    let sentIn: string | undefined;
+    while (!signal.aborted && performance.now() < end) {
+      try {
+        if (this.#link.isAway) await deadline(this.#link.back, end - performance.now(), { signal });
+        const { epoch } = await abortable(state(), signal);
+        // Another stream does not know it again.
+        if (sentIn !== undefined && sentIn !== epoch) break;
+        sentIn = epoch;
+        const confirmed = send();
+        onSent();
+        return `${epoch}.${await abortable(confirmed, signal)}`;
+      } catch (error) {
+        if (error instanceof RefusedError) break;
+        // There was no stream that could take it.
+        if (isUnheard(error)) sentIn = undefined;
+        state = () => this.#stream.state();
+        await delay(reconnectWait, { signal }).catch(() => {});
+      }
+    }
+    throw this.#lose();
+  }
+
+  #lose(): ConnectionClosed {
+    this.#lost.add();
+    return new ConnectionClosed({ code: 1013, reason: "NATS has not confirmed a message." });
+  }
+
+  #count(bytes: number) {
+    this.#waitingBytes += bytes;
+    this.#budget?.countWaiting(bytes);
+  }
+
+  /** Waits `timeout` milliseconds at the most until all is confirmed, and gives up what is not. */
+  async close(timeout: number): Promise<void> {
+    const end = performance.now() + timeout;
+    while (this.#waitingBytes > 0 && performance.now() < end) {
+      await deadline(this.#confirmed.promise, end - performance.now()).catch(() => {});
+    }
+    this.#closing.abort();
+    while (this.#waitingBytes > 0) await this.#confirmed.promise;
+    this.#lost.report();
+  }
+}

@@ -12,16 +12,13 @@ import { Broker } from "../broker.ts";
 import { chance } from "../followers.ts";
 import { type Proxy, startProxy } from "../proxy.ts";
 import { eventually, freePort } from "../helpers.ts";
-import { NATS_SERVER } from "../needs.ts";
-import { Program, Script } from "../programs.ts";
+import type { Program } from "../programs.ts";
 import { describeFlags, parseFlags, usageError } from "../../websockets/script/flags.ts";
 import { runScript } from "../../websockets/script/run.ts";
 import { type Row, sum, table } from "./tables.ts";
 import { contentOf, Follower, Ledger, type Said } from "./ledger.ts";
-import { sourceOf } from "./bench.ts";
+import { allKinds, type Follow } from "./kinds.ts";
 
-/** Keeps all in memory, as far as the stream says so. */
-const JETSTREAM = "--jetstream";
 const FOLLOWERS = 200;
 const ROOMS = ["", "red", "green", "blue"];
 /** A room of large messages, half of whose followers read nothing for a while. */
@@ -31,109 +28,16 @@ const SLOW_FOLLOWERS = 6;
 const [LARGE, BURST] = [100_000, 120];
 /** Milliseconds between two of these bursts, at the most. */
 const BURST_PAUSE = 8_000;
-/** Bytes that may wait, and that a room keeps: so few that slow readers are dropped, and miss some. */
-const LIMITS = ["--max-waiting", "4000000", "--max-history", "1000000"];
 /** Bytes after which a connection is reset, at the most. */
 const MAX_BYTES = 60_000;
 /** Loops that push, and loops that let followers send. */
 const SPEAKERS = 3;
-/** Milliseconds of their pauses, and of those between two connections of a follower, at the most. */
-const [PAUSE, RETRY] = [60, 300];
+/** Milliseconds of their pauses, at the most. */
+const PAUSE = 60;
+/** Milliseconds after which a follower whose connection is lost comes back, at the most. */
+const RETRY = 300;
 /** Milliseconds after which nobody waits for the answer to a push. */
 const PUSH_TIMEOUT = 10_000;
-
-/** Lets a follower hear what is said, through all losses, until `signal` aborts. */
-type Follow = (
-  locate: () => string,
-  follower: Follower,
-  pause: () => number,
-  signal: AbortSignal,
-) => Promise<void>;
-
-/** Servers of a kind, and how they are followed. */
-interface Kind {
-  servers: number;
-  start(port: number, nats?: string): Program;
-  follow: Follow;
-  /** Whether a NATS server with JetStream joins them. */
-  isJoined: boolean;
-}
-
-function broadcast(port: number, nats?: string): Program {
-  const flags = ["--port", `${port}`, "--quiet", ...LIMITS];
-  return new Script("broadcast_server.ts", nats ? [...flags, "--nats", nats, "--replay"] : flags);
-}
-
-/** All kinds of servers, by their names in the table. */
-async function allKinds(socketIo?: string): Promise<Record<string, Kind>> {
-  const ours = { start: broadcast, follow: followOurs };
-  const node = (port: number) =>
-    new Program("node", ["-e", sourceOf("cjs"), `${port}`], { cwd: socketIo });
-  return {
-    "ours, one process": { ...ours, servers: 1, isJoined: false },
-    ...NATS_SERVER && { "ours, two with JetStream": { ...ours, servers: 2, isJoined: true } },
-    ...socketIo && {
-      "Socket.IO": { servers: 1, start: node, follow: await load(socketIo), isJoined: false },
-    },
-  };
-}
-
-/** On the wire of websockets/README.md, with the runtime's own WebSocket. */
-const followOurs: Follow = async (locate, follower, pause, signal) => {
-  const decoder = new TextDecoder();
-  while (!signal.aborted) {
-    const { room, position } = follower;
-    const socket = new WebSocket(`${locate()}?after=${position}${room && `&room=${room}`}`);
-    socket.binaryType = "arraybuffer";
-    const end = () => socket.close();
-    signal.addEventListener("abort", end);
-    const closed = new Promise<CloseEvent>((resolve) => socket.onclose = resolve);
-    socket.onopen = () => follower.send = (message) => socket.send(message);
-    socket.onmessage = ({ data: first }) => {
-      follower.begin(first);
-      socket.onmessage = ({ data }) => {
-        const text: string = typeof data === "string" ? data : decoder.decode(data);
-        const end = text.indexOf("\n");
-        follower.hear(text.slice(0, end), text.slice(end + 1));
-      };
-    };
-    follower.note(`is closed with ${(await closed).code}`);
-    signal.removeEventListener("abort", end);
-    follower.send = undefined;
-    await delay(pause());
-  }
-};
-
-/** Socket.IO's own client recovers by itself. That it has not is told as an unknown number. */
-async function load(folder: string): Promise<Follow> {
-  const path = `${await Deno.realPath(
-    folder,
-  )}/node_modules/socket.io-client/dist/socket.io.esm.min.js`;
-  const { Manager } = await import(`file://${path}`);
-  return async (locate, follower, pause, signal) => {
-    const times = { reconnectionDelay: pause(), reconnectionDelayMax: RETRY };
-    const options = { query: { room: follower.room }, transports: ["websocket"], ...times };
-    const manager = new Manager(locate().replace("ws:", "http:"), options);
-    const socket = manager.socket("/");
-    socket.on("connect", () => {
-      follower.send = (message) => socket.emit("message", message);
-      if (socket.recovered) follower.begin(follower.position);
-    });
-    socket.on("position", (position: string) => {
-      follower.begin(position + (follower.position && " lost"));
-    });
-    socket.on("message", (position: string, data: string | ArrayBuffer) => {
-      const text = typeof data === "string" ? data : new TextDecoder().decode(data);
-      follower.hear(position, text);
-    });
-    socket.on("disconnect", (reason: string) => {
-      follower.note(`is disconnected: ${reason}`);
-      follower.send = undefined;
-    });
-    await new Promise((resolve) => signal.addEventListener("abort", resolve));
-    socket.disconnect();
-  };
-}
 
 /** Where a server is, which may be killed and started again, and the proxies in front of it. */
 class Place implements AsyncDisposable {
@@ -170,25 +74,48 @@ class Place implements AsyncDisposable {
   }
 }
 
+/** A NATS server with JetStream. Its streams are in memory, so that they end with it. */
+class Nats extends Broker {
+  readonly #folder = Deno.makeTempDirSync();
+
+  override start(): Promise<void> {
+    return super.start("-js", "-sd", this.#folder);
+  }
+
+  override async [Symbol.asyncDispose]() {
+    await super[Symbol.asyncDispose]();
+    await Deno.remove(this.#folder, { recursive: true });
+  }
+}
+
 /** Servers of one kind that are broken again and again, and what is said to them meanwhile. */
 class Chaos {
   readonly ledger = new Ledger();
   readonly places: Place[] = [];
   kills = 0;
   restarts = 0;
-  #isCalm = false;
+  /** Aborts when nothing is broken any more. */
+  readonly #calm = new AbortController();
 
-  constructor(readonly nats: Broker | undefined, readonly below: (limit: number) => number) {}
+  constructor(readonly nats: Nats | undefined, readonly below: (limit: number) => number) {}
 
   /** A place for one more server. */
   place(launch: (port: number) => Program): Place {
-    const place = new Place(launch, () => this.#isCalm ? Infinity : this.below(MAX_BYTES));
+    const place = new Place(
+      launch,
+      () => this.#calm.signal.aborted ? Infinity : this.below(MAX_BYTES),
+    );
     this.places.push(place);
     return place;
   }
 
   any<T>(items: T[]): T {
     return items[this.below(items.length)];
+  }
+
+  /** Characters of most messages. */
+  size(): number {
+    return 20 + this.below(300);
   }
 
   /** Pushes a message. Throws if it was not accepted. */
@@ -208,15 +135,14 @@ class Chaos {
   send(): void {
     const { room, id, send } = this.any(this.ledger.followers);
     if (!send) return;
-    const content = contentOf(
-      this.ledger.say(room, 20 + this.below(300), `sent by follower ${id}`, send),
-    );
+    const how = `sent by follower ${id}`;
+    const content = contentOf(this.ledger.say(room, this.size(), how, send));
     send(this.below(3) === 0 ? new TextEncoder().encode(content) : content);
   }
 
   async #speak(say: () => unknown) {
-    while (!this.#isCalm) {
-      // Whether what failed was said, nobody knows.
+    while (!this.#calm.signal.aborted) {
+      // Nobody knows whether what failed was said.
       await Promise.try(say).catch(() => {});
       await delay(this.below(PAUSE));
     }
@@ -227,7 +153,7 @@ class Chaos {
     for (const { slow } of this.places) slow.hold();
     for (let count = 0; count < BURST; count++) await this.push(SLOW_ROOM, LARGE).catch(() => {});
     for (const { slow } of this.places) slow.release();
-    await delay(this.below(BURST_PAUSE));
+    await delay(this.below(BURST_PAUSE), { signal: this.#calm.signal });
   }
 
   /** Kills a server every so many seconds, and NATS between two of them. */
@@ -237,7 +163,7 @@ class Chaos {
       await delay(every * 500);
       if (this.nats) {
         await this.nats.stop();
-        await this.nats.start(JETSTREAM);
+        await this.nats.start();
         this.restarts++;
       }
       await delay(every * 500);
@@ -246,7 +172,7 @@ class Chaos {
       await place.start();
       this.kills++;
     }
-    this.#isCalm = true;
+    this.#calm.abort();
   }
 
   /** Does all of it at once, then lets everyone hear the end, and counts. */
@@ -259,7 +185,7 @@ class Chaos {
       const locate = () => this.any(this.places)[way].url;
       return follow(locate, new Follower(ledger, room), () => this.below(RETRY), followed.signal);
     });
-    const push = () => this.push(this.any(ROOMS), 20 + this.below(300));
+    const push = () => this.push(this.any(ROOMS), this.size());
     const speakers = Array.from({ length: SPEAKERS }, () => [push, () => this.send()]).flat();
     const spoken = [...speakers, () => this.#burst()].map((say) => this.#speak(say));
     await Promise.all([this.#breakAll(seconds, every), ...spoken]);
@@ -282,6 +208,7 @@ class Chaos {
       "dropped (1008)": sumOf(this.places, ({ dropped }) => dropped),
       gaps: sumOf(ledger.followers, ({ spans }) => Math.max(0, spans.length - 1)),
       told: sumOf(ledger.followers, ({ told }) => told),
+      "in vain": sumOf(ledger.followers, ({ inVain }) => inVain),
       ...ledger.faults,
     };
   }
@@ -315,8 +242,8 @@ async function main() {
   for (const [name, { servers, start, follow, isJoined }] of Object.entries(kinds)) {
     if (name !== (only ?? name)) continue;
     await using stack = new AsyncDisposableStack();
-    const nats = isJoined ? stack.use(new Broker()) : undefined;
-    await nats?.start(JETSTREAM);
+    const nats = isJoined ? stack.use(new Nats()) : undefined;
+    await nats?.start();
     const launch = (port: number) => start(port, nats?.url);
     const chaos = new Chaos(nats, chance(seed));
     for (let count = 0; count < servers; count++) {

@@ -105,6 +105,7 @@ export class Ledger {
     const gone = this.#between(room, before.epoch, before.to, isSame ? from : Infinity);
     if (!isSame) gone.push(...this.#between(room, epoch, 0, from));
     follower.told += gone.length;
+    if (isSame && lost === Infinity && gone.length === 0) follower.inVain++;
     // How many are gone of another epoch, nobody can know.
     const isRight = lost === Infinity || isSame && lost === gone.length;
     if (!isRight) this.fault("untold", gone[0], follower, `${gone.length} gone, ${lost} told`);
@@ -136,6 +137,8 @@ export class Follower {
   heard = 0;
   /** How many messages were told to be gone. It is known when all is over. */
   told = 0;
+  /** How often something was told to be gone of a room in which nothing was. */
+  inVain = 0;
   readonly spans: Span[] = [];
   /** What happened to it last. */
   readonly events: string[] = [];

@@ -28,7 +28,7 @@ const SLOW_FOLLOWERS = 6;
 const [LARGE, BURST] = [100_000, 120];
 /** Milliseconds between two of these bursts, at the most. */
 const BURST_PAUSE = 8_000;
-/** Bytes after which a connection is reset, at the most. */
+/** Bytes after which a connection is reset, at the most. Most are reset much earlier. */
 const MAX_BYTES = 60_000;
 /** Loops that push, and loops that let followers send. */
 const SPEAKERS = 3;
@@ -103,7 +103,7 @@ class Chaos {
   place(launch: (port: number) => Program): Place {
     const place = new Place(
       launch,
-      () => this.#calm.signal.aborted ? Infinity : this.below(MAX_BYTES),
+      () => this.#calm.signal.aborted ? Infinity : this.below(this.below(MAX_BYTES)),
     );
     this.places.push(place);
     return place;
@@ -181,13 +181,17 @@ class Chaos {
     const followed = new AbortController();
     const follows = Array.from({ length: FOLLOWERS }, (_, index) => {
       const room = index < 2 * SLOW_FOLLOWERS ? SLOW_ROOM : ROOMS[index % ROOMS.length];
-      const way = index < SLOW_FOLLOWERS ? "slow" : "cut";
-      const locate = () => this.any(this.places)[way].url;
+      const locate = () => {
+        const { slow, cut, port } = this.any(this.places);
+        if (room === SLOW_ROOM && index >= SLOW_FOLLOWERS) return `ws://localhost:${port}/`;
+        return index < SLOW_FOLLOWERS ? slow.url : cut.url;
+      };
       return follow(locate, new Follower(ledger, room), () => this.below(RETRY), followed.signal);
     });
     const push = () => this.push(this.any(ROOMS), this.size());
     const speakers = Array.from({ length: SPEAKERS }, () => [push, () => this.send()]).flat();
     const spoken = [...speakers, () => this.#burst()].map((say) => this.#speak(say));
+    await eventually(() => assert(ledger.followers.every(({ position }) => position)));
     await Promise.all([this.#breakAll(seconds, every), ...spoken]);
     const rooms = [...ROOMS, SLOW_ROOM];
     const ends = await Promise.all(rooms.map((room) => eventually(() => this.push(room, 20))));

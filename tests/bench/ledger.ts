@@ -84,18 +84,19 @@ export class Ledger {
     for (const sent of this.#sent.values()) this.#checkOrder(sent);
   }
 
-  /** What one connection has sent is heard in this order, up to the last one that has arrived. */
+  /** What one connection has sent is in one history in this order, and without a gap. */
   #checkOrder(sent: Said[]) {
-    const last = sent.findLastIndex(({ position }) => position !== undefined);
-    let before: [epoch: string, number: number] | undefined;
-    for (const said of sent.slice(0, last + 1)) {
+    let [lastEpoch, lastNumber] = ["", 0];
+    let unheard: Said[] = [];
+    for (const said of sent) {
       if (said.position === undefined) {
-        this.fault("lost", said);
+        unheard.push(said);
         continue;
       }
       const [epoch, number] = split(said.position);
-      if (before?.[0] === epoch && number < before[1]) this.fault("out of order", said);
-      before = [epoch, number];
+      if (epoch === lastEpoch && number < lastNumber) this.fault("out of order", said);
+      if (epoch === lastEpoch) unheard.forEach((each) => this.fault("lost", each));
+      [lastEpoch, lastNumber, unheard] = [epoch, number, []];
     }
   }
 
@@ -106,8 +107,9 @@ export class Ledger {
     if (!isSame) gone.push(...this.#between(room, epoch, 0, from));
     follower.told += gone.length;
     if (isSame && lost === Infinity && gone.length === 0) follower.inVain++;
-    // How many are gone of another epoch, nobody can know.
-    const isRight = lost === Infinity || isSame && lost === gone.length;
+    // How many are gone of another epoch, nobody can know. Those that the ledger knows may be fewer
+    // than the numbers between: an answer to a push may be lost.
+    const isRight = lost === Infinity || isSame && lost === from - before.to && gone.length <= lost;
     if (!isRight) this.fault("untold", gone[0], follower, `${gone.length} gone, ${lost} told`);
   }
 

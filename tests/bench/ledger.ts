@@ -107,8 +107,8 @@ export class Ledger {
     if (!isSame) gone.push(...this.#between(room, epoch, 0, from));
     follower.told += gone.length;
     if (isSame && lost === Infinity && gone.length === 0) follower.inVain++;
-    // How many are gone of another epoch, nobody can know. Those that the ledger knows may be fewer
-    // than the numbers between: an answer to a push may be lost.
+    // Nobody can know how many are gone of another epoch. Of one, the ledger may know fewer than there
+    // are numbers, because perhaps nobody heard what a follower sent.
     const isRight = lost === Infinity || isSame && lost === from - before.to && gone.length <= lost;
     if (!isRight) this.fault("untold", gone[0], follower, `${gone.length} gone, ${lost} told`);
   }

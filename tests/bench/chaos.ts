@@ -30,6 +30,8 @@ const [LARGE, BURST] = [100_000, 120];
 const BURST_PAUSE = 8_000;
 /** Bytes after which a connection is reset, at the most. Most are reset much earlier. */
 const MAX_BYTES = 60_000;
+/** The same for slow readers: they come back, and much of what they have missed is not kept. */
+const MAX_SLOW_BYTES = 4_000_000;
 /** Loops that push, and loops that let followers send. */
 const SPEAKERS = 3;
 /** Milliseconds of their pauses, at the most. */
@@ -45,15 +47,16 @@ class Place implements AsyncDisposable {
   /** Resets connections. */
   readonly cut: Proxy;
   /** Takes nothing for a while. */
-  readonly slow: Proxy = startProxy(this.port, () => Infinity);
+  readonly slow: Proxy;
   /** How many slow readers were dropped with 1008. */
   dropped = 0;
   readonly #launch: (port: number) => Program;
   #program: Program | undefined;
 
-  constructor(launch: (port: number) => Program, allowance: () => number) {
+  constructor(launch: (port: number) => Program, allowance: (bytes: number) => number) {
     this.#launch = launch;
-    this.cut = startProxy(this.port, allowance);
+    this.cut = startProxy(this.port, () => allowance(MAX_BYTES));
+    this.slow = startProxy(this.port, () => allowance(MAX_SLOW_BYTES));
   }
 
   async start(): Promise<void> {
@@ -103,7 +106,7 @@ class Chaos {
   place(launch: (port: number) => Program): Place {
     const place = new Place(
       launch,
-      () => this.#calm.signal.aborted ? Infinity : this.below(this.below(MAX_BYTES)),
+      (bytes) => this.#calm.signal.aborted ? Infinity : this.below(this.below(bytes)),
     );
     this.places.push(place);
     return place;

@@ -186,7 +186,7 @@ function others(handler: string, ws?: string): Start[] {
 const TEXT = new URL("README.md", import.meta.url);
 
 /** The code of a server that README.md shows. */
-function sourceOf(language: string): string {
+export function sourceOf(language: string): string {
   return Deno.readTextFileSync(TEXT).split("```" + language + "\n")[1].split("```")[0];
 }
 

@@ -231,7 +231,7 @@ streamTest("a server is killed, and its followers lose nothing", async (broker) 
 
 streamTest("links to NATS are cut at any byte, and nothing is lost or doubled", async (broker) => {
   const below = chance(4);
-  await using links = startProxy(broker.port, () => 20_000 + below(100_000));
+  await using links = startProxy(broker.port, () => 10_000 + below(30_000));
   const url = links.url.replace("ws:", "nats:");
   await using here = await startServer(url);
   await using there = await startServer(url);

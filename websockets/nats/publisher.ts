@@ -49,7 +49,9 @@ export class Publisher {
   async publish(room: string, message: Message): Promise<string> {
     const size = bytesOf(message) + QUEUED_COST;
     const isMuch = this.#waitingBytes > 0 && this.#waitingBytes + size > MAX_OUTGOING;
-    if (this.#closing.signal.aborted || this.#link.isAway && isMuch) throw this.#lose();
+    if (this.#closing.signal.aborted || this.#link.isAway && isMuch) {
+      throw this.#lose("too much waits");
+    }
     const before = this.#sent;
     const sent = Promise.withResolvers<void>();
     this.#sent = sent.promise;
@@ -73,6 +75,7 @@ export class Publisher {
     const { reconnectWait } = this.#link.options;
     const { signal } = this.#closing;
     let state = () => this.#stream.current();
+    let reason = "";
     /** The epoch of a stream in which the message may be. */
     let sentIn: string | undefined;
     while (!signal.aborted && performance.now() < end) {
@@ -86,6 +89,7 @@ export class Publisher {
         onSent();
         return `${epoch}.${await abortable(confirmed, signal)}`;
       } catch (error) {
+        reason = (error as Error).message;
         if (error instanceof RefusedError) break;
         // There was no stream that could take it.
         if (isUnheard(error)) sentIn = undefined;
@@ -93,11 +97,11 @@ export class Publisher {
         await delay(reconnectWait, { signal }).catch(() => {});
       }
     }
-    throw this.#lose();
+    throw this.#lose(reason);
   }
 
-  #lose(): ConnectionClosed {
-    this.#lost.add();
+  #lose(reason?: string): ConnectionClosed {
+    this.#lost.add(reason);
     return new ConnectionClosed({ code: 1013, reason: "NATS has not confirmed a message." });
   }
 

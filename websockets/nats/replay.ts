@@ -10,7 +10,7 @@ import type { Link } from "./link.ts";
 import type { Budget } from "./outgoing.ts";
 import { Publisher } from "./publisher.ts";
 import { ReplayedRoom, type RoomSource } from "./replayed_room.ts";
-import { JOIN_TIMEOUT, type RelayedRooms, tellNotJoined } from "./rooms.ts";
+import { JOIN_TIMEOUT, Losses, type RelayedRooms, tellNotJoined } from "./rooms.ts";
 import { Stream } from "./stream.ts";
 
 /** The way to the other servers that keeps one order. */
@@ -23,7 +23,8 @@ export class ReplayRelay implements RoomRelay {
   private constructor(link: Link, stream: Stream, rooms: RelayedRooms) {
     this.#link = link;
     this.#publisher = new Publisher(link, stream);
-    this.#source = { link, stream, rooms, isFull: () => this.#publisher.isFull };
+    const failures = new Losses(link, "Attempts to read what was said that failed");
+    this.#source = { link, stream, rooms, failures, isFull: () => this.#publisher.isFull };
     link.follow({
       back: () => this.#rooms.forEach(({ room }) => room.resume()),
       // What was refused is told to its sender.

@@ -2,11 +2,11 @@
 
 import type { Msg, Subscription } from "@nats-io/nats-core/internal";
 import { delay } from "@std/async";
+import { handled } from "../connection_closed.ts";
 import type { Message } from "../message.ts";
-import { printable } from "../log.ts";
 import type { Link } from "./link.ts";
-import type { RelayedRooms } from "./rooms.ts";
-import { type Kept, numberIn, type Stored, type Stream } from "./stream.ts";
+import type { Losses, RelayedRooms } from "./rooms.ts";
+import { type Kept, MAX_KEPT, numberIn, type Stored, type Stream } from "./stream.ts";
 
 /** Milliseconds between two looks whether the clients of this server have taken what waits. */
 const FULL_WAIT = 100;
@@ -17,8 +17,22 @@ export interface RoomSource {
   readonly stream: Stream;
   /** Told what is said and kept. */
   readonly rooms: RelayedRooms;
+  /** Told why the stream could not be read. */
+  readonly failures: Losses;
   /** Whether too much waits for the clients of this server. */
   isFull(): boolean;
+}
+
+/** What NATS has said, and the number of the message of the room before it. */
+interface Said {
+  stored: Stored;
+  previous: number;
+}
+
+function newLook() {
+  const look = Promise.withResolvers<void>();
+  handled(look.promise);
+  return look;
 }
 
 /** Tells each message of a room once and in order, from its creation until `close`. */
@@ -39,10 +53,12 @@ export class ReplayedRoom {
   #isStale = false;
   /** Whether messages may have gone from the stream before they were heard. */
   #mayMiss = false;
-  /** Pending while the stream is read. All messages are received from there then. */
-  #reading: Promise<void> | undefined;
+  /** Whether the stream is being read. What is said meanwhile waits, because it comes later. */
+  #isReading = false;
+  readonly #early: Said[] = [];
+  /** Done when the stream was read once more. */
+  #next = newLook();
   #isClosed = false;
-  #lastFailure = "";
 
   constructor(name: string, source: RoomSource) {
     this.#name = name;
@@ -62,28 +78,26 @@ export class ReplayedRoom {
   resume(): void {
     this.#subscribe();
     this.#mayMiss = true;
-    this.#updateSoon();
+    this.update();
   }
 
   /** Hears no more. */
   close(): void {
     this.#isClosed = true;
+    this.#next.resolve();
     this.#subscription?.unsubscribe();
   }
 
   /**
    * Receives all that is in the stream at this moment.
    *
-   * @throws {Error} if NATS is away.
+   * @throws {Error} if NATS does not answer. It harms nobody if nobody awaits it.
    */
   update(): Promise<void> {
+    const { promise } = this.#next;
     this.#isStale = true;
-    return this.#reading ??= this.#read();
-  }
-
-  #updateSoon() {
-    // It is tried again until NATS is lost, and then when it is back.
-    this.update().catch(() => {});
+    if (!this.#isReading) this.#read();
+    return promise;
   }
 
   /** Hears what NATS has just stored. */
@@ -91,13 +105,19 @@ export class ReplayedRoom {
     const stored = this.#source.stream.read(republished);
     const previous = numberIn(republished.headers, "Nats-Last-Sequence");
     if (!stored || previous === undefined) return;
+    if (!this.#isReading) this.#take({ stored, previous });
+    else if (this.#early.length < MAX_KEPT) this.#early.push({ stored, previous });
+    else this.#isStale = true;
+  }
+
+  /** Receives what was said, or reads it where something before it was not heard. */
+  #take({ stored, previous }: Said) {
     const { number } = stored;
-    const isGap = previous > Math.max(this.#heard, this.#said);
     // Another stream begins with low numbers.
     const isAnother = number <= this.#said;
     this.#said = number;
-    this.#mayMiss ||= isGap || isAnother || this.#source.isFull();
-    if (this.#reading || this.#mayMiss) this.#updateSoon();
+    this.#mayMiss ||= isAnother || previous > this.#heard || this.#source.isFull();
+    if (this.#mayMiss) this.update();
     else if (number > this.#heard) this.#receive(stored);
   }
 
@@ -109,27 +129,28 @@ export class ReplayedRoom {
     });
   }
 
-  async #read(): Promise<void> {
-    const { log, reconnectWait } = this.#source.link.options;
-    try {
-      while (this.#isStale && !this.#isClosed) {
-        this.#isStale = false;
-        try {
-          await this.#readOnce();
-          this.#lastFailure = "";
-        } catch (error) {
-          this.#isStale = true;
-          if (this.#source.link.isAway) throw error;
-          const failure = printable(`What was said can't be read: ${(error as Error).message}.`);
-          if (failure !== this.#lastFailure) log(failure);
-          this.#lastFailure = failure;
-          await delay(reconnectWait);
-        }
+  async #read() {
+    const { link, failures } = this.#source;
+    this.#isReading = true;
+    while (this.#isStale && !this.#isClosed) {
+      this.#isStale = false;
+      const look = this.#next;
+      this.#next = newLook();
+      try {
+        await this.#readOnce();
+        look.resolve();
+        // Nothing is awaited between the last look and the next message.
+        for (const said of this.#early.splice(0)) this.#take(said);
+      } catch (error) {
+        look.reject(error);
+        this.#isStale = true;
+        // `resume` goes on.
+        if (link.isAway) break;
+        failures.add((error as Error).message);
+        await delay(link.options.reconnectWait);
       }
-    } finally {
-      // Nothing is awaited after the last look: what is said from now on is received at once.
-      this.#reading = undefined;
     }
+    this.#isReading = false;
   }
 
   async #readOnce() {
@@ -155,6 +176,7 @@ export class ReplayedRoom {
     this.#heard = this.#epoch === "" ? last : 0;
     this.#epoch = epoch;
     this.#said = 0;
+    this.#early.length = 0;
     this.#isLoaded = false;
   }
 

@@ -1,6 +1,7 @@
 // What both ways to join rooms through NATS share: how a room is called, and lines about it.
 
 import { delay } from "@std/async";
+import { printable } from "../log.ts";
 import type { Message } from "../message.ts";
 import type { KeptMessages } from "../room_relay.ts";
 import type { LinkOptions } from "./connect.ts";
@@ -56,6 +57,7 @@ export class Losses {
   readonly #link: Link;
   readonly #what: string;
   #count = 0;
+  #reason = "";
 
   /** @param what What is lost, such as "Messages of other servers not taken". */
   constructor(link: Link, what: string) {
@@ -63,8 +65,9 @@ export class Losses {
     this.#what = what;
   }
 
-  /** Counts one more. */
-  async add(): Promise<void> {
+  /** Counts one more, and tells the reason of the last one. */
+  async add(reason = ""): Promise<void> {
+    this.#reason = reason && ` (${printable(reason)})`;
     if (this.#count++ > 0) return;
     await delay(REPORT_INTERVAL, { signal: this.#link.closing }).catch(() => {});
     this.report();
@@ -72,7 +75,7 @@ export class Losses {
 
   /** Tells now how many were lost since that was last told. */
   report(): void {
-    if (this.#count > 0) this.#link.options.log(`${this.#what}: ${this.#count}.`);
+    if (this.#count > 0) this.#link.options.log(`${this.#what}: ${this.#count}${this.#reason}.`);
     this.#count = 0;
   }
 }

@@ -2,7 +2,6 @@
 // order for all, and followers move from one server to another.
 
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { delay } from "@std/async";
 import {
   connect,
   type Connection,
@@ -163,9 +162,7 @@ streamTest("what many say at once has one order on all servers", async (broker) 
   }
   // A client that does not follow hears the same, from when it has come.
   const heard: string[] = [];
-  for (let message; message !== "the end"; heard.push(message)) {
-    message = `${await plain.receive()}`;
-  }
+  while (heard.at(-1) !== "the end") heard.push(text(await plain.receive()));
   assertEquals(heard, first.map((each) => each.replace(/^\S+ /, "")).slice(-heard.length));
 });
 
@@ -343,7 +340,9 @@ streamTest(
     assertEquals(code, 1013);
     const waiting = Array.from({ length: 4 }, push);
     await assertRejects(push, ConnectionClosed);
-    await here.lines.next((line) => /^Messages not said, .+ senders: 1 \(too much waits\)\.$/.test(line));
+    await here.lines.next((line) =>
+      /^Messages not said, .+ senders: 1 \(too much waits\)\.$/.test(line)
+    );
     const stopped = here[Symbol.asyncDispose]();
     for (const each of waiting) {
       await assertRejects(() => within(each, "the end"), ConnectionClosed);

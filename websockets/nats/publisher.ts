@@ -75,7 +75,7 @@ export class Publisher {
     const { reconnectWait } = this.#link.options;
     const { signal } = this.#closing;
     let state = () => this.#stream.current();
-    let reason = "";
+    let reason = "NATS is away";
     /** The epoch of a stream in which the message may be. */
     let sentIn: string | undefined;
     while (!signal.aborted && performance.now() < end) {

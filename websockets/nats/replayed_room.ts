@@ -144,8 +144,12 @@ export class ReplayedRoom {
       } catch (error) {
         look.reject(error);
         this.#isStale = true;
-        // `resume` goes on.
-        if (link.isAway) break;
+        if (link.isAway) {
+          // `resume` goes on.
+          this.#next.reject(error);
+          this.#next = newLook();
+          break;
+        }
         failures.add((error as Error).message);
         await delay(link.options.reconnectWait);
       }

@@ -37,7 +37,7 @@ function numberIn(message: Followed["message"]): number {
 }
 
 /** What a follower heard, checked: how many messages, how many were told as lost, and how often. */
-export async function check(follower: Follower, last: number) {
+export async function check(follower: Follower, last: number, tell = (_number: number) => {}) {
   const heard = { messages: 0, lost: 0, gaps: 0, unknown: 0 };
   let expected = 0;
   let isUnknown = false;
@@ -56,6 +56,7 @@ export async function check(follower: Follower, last: number) {
     else assertEquals(number, expected, "a message is lost, doubled or out of order");
     isUnknown = false;
     heard.messages++;
+    tell(number);
     expected = number + 1;
     if (number === last) break;
   }

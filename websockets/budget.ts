@@ -164,10 +164,9 @@ export class Budget {
    * wait: nobody new is let in, and the clients go on taking it.
    */
   enforce(): void {
-    if (this.isFull) this.#makeRoom();
+    if (this.isFull) this.measureAll();
+    for (const free of this.reserves) if (this.isFull) free(this.#bytes - this.maxBytes);
     if (!this.isFull) this.#limit = this.maxBytes;
-    if (this.#bytes <= this.#limit) return;
-    this.measureAll();
     if (this.#bytes <= this.#limit) return;
     const room = this.maxBytes * (1 + TOLERANCE) - this.#bytes;
     const enough = Math.max(room / 4, this.maxBytes / 256);
@@ -178,11 +177,6 @@ export class Budget {
     eviction?.client.drop(eviction.reason);
     // What that client has caused still waits for others, and nobody else is to be dropped for it.
     this.#limit = Math.max(this.#bytes, this.maxBytes) + enough;
-  }
-
-  #makeRoom() {
-    if (this.reserves.size > 0) this.measureAll();
-    for (const free of this.reserves) if (this.isFull) free(this.#bytes - this.maxBytes);
   }
 
   #tickWithin(pause: number) {

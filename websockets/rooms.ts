@@ -42,11 +42,7 @@ export class Rooms {
   readonly #epoch = crypto.randomUUID().slice(-12);
   #epochs = 0;
 
-  /**
-   * Makes rooms, of which there are none yet.
-   *
-   * @throws {RangeError} for an option that is no number of bytes or seconds.
-   */
+  /** Throws `RangeError` for an option that is no number of bytes or seconds. */
   constructor({ maxHistory = MAX_HISTORY, historyTimeout = HISTORY_TIMEOUT }: RoomsOptions = {}) {
     checkWhole("maxHistory", maxHistory);
     checkSeconds("historyTimeout", historyTimeout);

@@ -5,9 +5,9 @@ import type { Server } from "../serve.ts";
 import type { Link } from "./link.ts";
 
 /** Bytes that may wait for NATS. With more, handlers wait; while NATS is away, more is lost. */
-export const MAX_OUTGOING = 4 * 1024 ** 2;
+export const MAX_OUTGOING: number = 4 * 1024 ** 2;
 /** Bytes that NATS is to confirm at once. They are few, because a ping of nats.js waits behind them. */
-export const BATCH = 1024 ** 2;
+export const BATCH: number = 1024 ** 2;
 /** Bytes that a message takes while it waits, beside its content. */
 export const QUEUED_COST = 128;
 

@@ -15,7 +15,7 @@ import {
 import { Relay, type RelayOptions } from "websockets/nats.ts";
 import { Broker, natsTest } from "./broker.ts";
 import { chance, check, numbered, withoutPauses } from "./followers.ts";
-import { eventually, Inbox, within } from "./helpers.ts";
+import { eventually, freePort, Inbox, within } from "./helpers.ts";
 import { Script } from "./programs.ts";
 import { startProxy } from "./proxy.ts";
 import { RawClient } from "./raw.ts";
@@ -246,6 +246,21 @@ streamTest("links to NATS are cut at any byte, and nothing is lost or doubled", 
   assert(links.cuts > 10);
 });
 
+streamTest("what is said while a link is away comes when it is back", async (broker) => {
+  await using link = startProxy(broker.port, () => Infinity);
+  await using here = await startServer(link.url.replace("ws:", "nats:"));
+  await using there = await startServer(broker.url);
+  await using plain = await connect(here.url);
+  await there.rooms.say("", "before");
+  assertEquals(await plain.receive(), "before");
+  link.port = freePort();
+  link.cut();
+  await here.lines.next((line) => line.startsWith("NATS is lost"));
+  await there.rooms.say("", "meanwhile");
+  link.port = broker.port;
+  assertEquals(await within(plain.receive(), "the message"), "meanwhile");
+});
+
 streamTest(
   "after a restart of NATS, followers are told that messages may be lost",
   async (broker, store) => {
@@ -276,6 +291,7 @@ streamTest(
 
 streamTest("a room has its last 1,000 messages, and what is gone is told", async (broker) => {
   await using here = await startServer(broker.url);
+  await here.rooms.push("other", "the oldest message of all rooms");
   const after = await here.rooms.push("", "the start");
   for (let number = 0; number < 1_100; number++) await here.rooms.push("", `${number}`);
   assertEquals(await within(check(follow(here.url, { after }), 1_099), "the last message"), {
@@ -289,14 +305,17 @@ streamTest("a room has its last 1,000 messages, and what is gone is told", async
 streamTest("a stream that was made anew by others is another epoch", async (broker) => {
   await using here = await startServer(broker.url);
   const old = await here.rooms.push("", "the start");
+  await using plain = await connect(here.url);
   const checked = check(follow(here.url, { after: old }), 1);
-  await eventually(() => assertEquals(here.rooms.count(""), 1));
+  await eventually(() => assertEquals(here.rooms.count(""), 2));
   await here.rooms.push("", "0");
   const request = "CONNECT {}\r\nPUB $JS.API.STREAM.DELETE.broadcast 0\r\n\r\nPING\r\n";
   using admin = await RawClient.open(broker.port, request);
   while (!new TextDecoder().decode(await admin.read()).includes("PONG"));
   const position = await here.rooms.push("", "1");
   assert(position?.split(".")[0] !== old?.split(".")[0]);
+  // A client that does not follow hears what is new in that stream, too.
+  assertEquals([await plain.receive(), await plain.receive()], ["0", "1"]);
   const { messages, unknown } = await within(checked, "the last message");
   assertEquals([messages, unknown], [2, 1]);
 });

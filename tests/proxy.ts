@@ -33,6 +33,11 @@ export class Proxy implements AsyncDisposable {
     this.#gate.resolve();
   }
 
+  /** Cuts all connections. */
+  cut(): void {
+    for (const connection of this.#connections) this.#end(connection);
+  }
+
   async #passAll() {
     const passing: Promise<void>[] = [];
     for await (const near of this.#listener) passing.push(this.#pass(near));
@@ -78,7 +83,7 @@ export class Proxy implements AsyncDisposable {
   async [Symbol.asyncDispose]() {
     this.release();
     this.#listener.close();
-    for (const connection of this.#connections) this.#end(connection);
+    this.cut();
     await this.#passed;
   }
 }

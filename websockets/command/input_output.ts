@@ -2,7 +2,6 @@
 
 import { Buffer, isUtf8 } from "node:buffer";
 import { type Close, describeClose } from "../close_codes.ts";
-import { isConnectionClosed } from "../connection_closed.ts";
 import { withoutSecrets } from "../failures.ts";
 import { printable } from "../log.ts";
 import type { Message } from "../message.ts";
@@ -16,21 +15,18 @@ export function show(message: Message): string {
 }
 
 /**
- * Prints a message on standard output: at a terminal what `show` makes of it, and otherwise the
- * text as it is, with a newline. It throws when nobody reads standard output any more.
+ * Prints a message on standard output: at a terminal what `show` makes of it, and otherwise the text
+ * as it is, and what ends it. It throws when nobody reads standard output any more.
  *
- * @param isRaw Whether binary is printed as it is too, where that is no terminal.
+ * @param time What stands before it.
+ * @param separator What ends each message. Without one, binary is printed as it is too, where that is
+ * no terminal.
  */
-export function printMessage(message: Message, isRaw = false): void {
+export function printMessage(message: Message, time: string, separator?: Separator): void {
   const isPlain = !Deno.stdout.isTerminal();
-  if (isPlain && isRaw && typeof message !== "string") return write(new Uint8Array(message));
+  if (isPlain && !separator && typeof message !== "string") return write(new Uint8Array(message));
   const line = isPlain && typeof message === "string" ? message : show(message);
-  write(`${line}\n`);
-}
-
-/** Ends a loop over messages without an error. How the connection was closed is told elsewhere. */
-export function ignoreEnd(error: unknown): void {
-  if (!isConnectionClosed(error)) throw error;
+  write(`${time}${line}${isPlain && separator || "\n"}`);
 }
 
 /** What ends each message in a pipe. */

@@ -4,30 +4,34 @@ import process from "node:process";
 import readline from "node:readline";
 import { Readable, Writable } from "node:stream";
 import { write } from "../script/print.ts";
+import type { Interruption } from "../script/run.ts";
 
 const PROMPT = "> ";
 /** The prompt of a line that goes on with the message of the one before. */
 const NEXT_LINE = "… ";
 /** Characters that come at once only if they are pasted. A key sends fewer. */
 const MIN_PASTE = 16;
+/** Milliseconds after which a paste is over: its pieces follow each other faster. */
+const PASTE_PAUSE = 30;
 const CONTROL_CHARACTERS = /[^\P{Cc}\t\r\n]/u;
 
 /** Reads messages at the terminal, and prints lines above the one being typed. */
 export class Terminal {
   readonly #screen = new Screen();
   readonly #lines: readline.Interface;
-  readonly #left = new AbortController();
   /** What was typed of a message whose last line is not there yet. */
   #begun = "";
-
-  /** Aborts when the user leaves, and when `close` was called. */
-  readonly left: AbortSignal = this.#left.signal;
+  #isClosed = false;
+  /** What was pasted last, and is not there yet. */
+  #pasted = "";
+  #pasting: ReturnType<typeof setTimeout> | undefined;
 
   /**
-   * @param signal Ends the prompt when it aborts.
+   * @param interruption What Ctrl-C does. It ends the prompt.
    * @param take Takes a message: a line, or several where each but the last ends with `\`.
+   * @param leave Called when the user leaves, and when `close` was called.
    */
-  constructor(signal: AbortSignal | undefined, take: (message: string) => void) {
+  constructor(interruption: Interruption, take: (message: string) => void, leave: () => void) {
     const keys = Object.assign(new Readable({ read() {} }), {
       setRawMode: (isRaw: boolean) => process.stdin.setRawMode(isRaw),
     });
@@ -36,19 +40,26 @@ export class Terminal {
       output: this.#screen,
       terminal: true,
       prompt: PROMPT,
-      signal,
+      signal: interruption.signal,
     });
     this.#lines = lines;
     lines.on("line", (line) => this.#takeLine(line, take));
+    lines.on("SIGINT", () => interruption.end(0));
     lines.on("close", () => {
       process.stdin.pause();
       this.#clear();
-      this.#left.abort();
+      this.#isClosed = true;
+      leave();
     });
-    process.stdin.setEncoding("utf8").on("end", () => lines.close());
+    process.stdin.setEncoding("utf8").on("end", () => {
+      this.#paste();
+      lines.close();
+    });
     process.stdin.on("data", (text: string) => {
-      if (text.length >= MIN_PASTE && !CONTROL_CHARACTERS.test(text)) this.#paste(text);
-      else keys.emit("data", text);
+      const isPasted = text.length >= MIN_PASTE || this.#pasted !== "";
+      if (isPasted && !CONTROL_CHARACTERS.test(text)) return this.#gather(text);
+      this.#paste();
+      keys.emit("data", text);
     });
     process.stdout.on("resize", () => this.#fit());
     // The shell changes the terminal while this process is stopped. When it goes on, `lines` says so
@@ -58,7 +69,7 @@ export class Terminal {
 
   /** Prints a line above the one being typed, which may take several rows and is kept. */
   tell(line: string): void {
-    if (this.left.aborted) return void this.#screen.write(`${line}\n`);
+    if (this.#isClosed) return void this.#screen.write(`${line}\n`);
     this.#fit();
     const rows = this.#clear();
     // `prompt` first goes up the rows that the typed line had, so they must be there again.
@@ -72,7 +83,7 @@ export class Terminal {
   }
 
   #resume() {
-    if (this.left.aborted) return;
+    if (this.#isClosed) return;
     process.stdin.setRawMode(true);
     this.#fit();
     this.#lines.prompt(true);
@@ -87,8 +98,18 @@ export class Terminal {
     this.#lines.prompt();
   }
 
-  /** Takes a text at once. Deno's `readline` draws the whole line again for each key. */
-  #paste(text: string) {
+  /** Waits for the rest of what is pasted, which the system hands over in pieces. */
+  #gather(text: string) {
+    this.#pasted += text;
+    clearTimeout(this.#pasting);
+    this.#pasting = setTimeout(() => this.#paste(), PASTE_PAUSE);
+  }
+
+  /** Takes what was pasted at once. Deno's `readline` draws the whole line again for each key. */
+  #paste() {
+    const text = this.#pasted;
+    if (text === "") return;
+    this.#pasted = "";
     const { line, cursor } = this.#lines;
     const hasLines = /[\r\n]/.test(text);
     const rows = hasLines ? 0 : this.#rows;
@@ -121,7 +142,7 @@ export class Terminal {
    */
   #fit() {
     const { columns } = Deno.consoleSize();
-    if (this.left.aborted || columns === this.#screen.columns) return;
+    if (this.#isClosed || columns === this.#screen.columns) return;
     const before = this.#rows;
     this.#screen.columns = columns;
     // `prompt` goes up the rows that the line had before.

@@ -1,12 +1,10 @@
 // The article's test command, `python -m websockets URL`:
 //
 //   deno run --allow-net websockets ws://localhost:9999
-//
-// At a terminal it sends what is typed, and shows what arrives; in a pipe it sends each line.
 
+import { isNormal } from "../close_codes.ts";
 import { type ConnectOptions, HANDSHAKE_TIMEOUT } from "../connect.ts";
 import { advise } from "../script/advice.ts";
-import { isNormal } from "../close_codes.ts";
 import { describeFlags, parseFlags, usageError } from "../script/flags.ts";
 import { Interruption, runScript } from "../script/run.ts";
 import { interact } from "./interact.ts";
@@ -86,7 +84,7 @@ const ADVICE = {
 /** Runs the command with the flags of the command line. */
 export async function run(): Promise<void> {
   let server = "";
-  const handshake: ConnectOptions = {};
+  let handshake: ConnectOptions = {};
   await runScript(USAGE, async () => {
     const { values, positionals } = parseFlags({ ...FLAGS, ...PIPE }, true);
     const [url = "localhost:9999", ...surplus] = positionals;
@@ -98,12 +96,12 @@ export async function run(): Promise<void> {
     const separator: Separator | undefined = values.binary ? undefined : values.null ? "\0" : "\n";
     const isTyped = separator === "\n" && Deno.stdin.isTerminal() && Deno.stdout.isTerminal();
     const reconnect = values.reconnect || isTyped || messages.length > 0;
-    handshake.headers = parseHeaders(header);
-    handshake.subprotocols = values.subprotocol;
+    handshake = { headers: parseHeaders(header), subprotocols: values.subprotocol };
     const options = {
       ...handshake,
       timeout: 1000 * (values.timeout ?? HANDSHAKE_TIMEOUT / 1000),
-      interruption: new Interruption(),
+      // At a terminal, Ctrl-C is one way to leave.
+      interruption: new Interruption(isTyped ? 0 : 130),
       messages,
       reconnect: reconnect && !values["no-reconnect"],
       count,
@@ -113,12 +111,11 @@ export async function run(): Promise<void> {
     if (isTyped) Deno.exit(isNormal(await interact(server, options)) ? 0 : 1);
     const stays = values.reconnect && values.wait === undefined;
     const { wait = stays || count < Infinity ? Infinity : 1 } = values;
-    const noWait = values["no-wait"];
     const isFine = await pipe(server, {
       ...options,
       separator,
-      answerTimeout: noWait ? 0 : stays ? Infinity : options.timeout,
-      wait: noWait ? 0 : wait * 1000,
+      answerTimeout: stays ? Infinity : values["no-wait"] ? 0 : options.timeout,
+      wait: values["no-wait"] ? 0 : wait * 1000,
     });
     Deno.exit(isFine ? 0 : 1);
   }, (error) => advise(error, server, ADVICE, handshake));

@@ -2,7 +2,6 @@
 
 import { Buffer, isUtf8 } from "node:buffer";
 import { type Close, describeClose } from "../close_codes.ts";
-import { withoutSecrets } from "../failures.ts";
 import { printable } from "../log.ts";
 import type { Message } from "../message.ts";
 import { write } from "../script/print.ts";
@@ -33,18 +32,19 @@ export function printMessage(message: Message, time: string, separator?: Separat
 export type Separator = "\n" | "\0";
 
 /**
- * Cuts standard input into texts.
+ * Cuts standard input into texts, or without a separator takes all bytes at once.
  *
  * @throws {Error} if a text is not UTF-8.
  */
 export async function* readMessages(
   input: ReadableStream<Uint8Array>,
-  separator: Separator,
-): AsyncGenerator<string> {
+  separator?: Separator,
+): AsyncGenerator<string | Uint8Array> {
   let count = 0;
   let parts: Uint8Array[] = [];
-  const take = (end: Uint8Array): string => {
+  const take = (end: Uint8Array) => {
     const bytes = Buffer.concat([...parts, end]);
+    if (!separator) return bytes;
     parts = [];
     count++;
     if (!isUtf8(bytes)) {
@@ -56,17 +56,13 @@ export async function* readMessages(
   };
   for await (const chunk of input) {
     let start = 0;
-    for (let end; (end = chunk.indexOf(separator.charCodeAt(0), start)) >= 0; start = end + 1) {
+    const byte = separator?.charCodeAt(0) ?? NaN;
+    for (let end; (end = chunk.indexOf(byte, start)) >= 0; start = end + 1) {
       yield take(chunk.subarray(start, end));
     }
     if (start < chunk.length) parts.push(chunk.subarray(start));
   }
   if (parts.length > 0) yield take(new Uint8Array());
-}
-
-/** Such as `Connected to ws://localhost:9999, subprotocol chat.` */
-export function describeOpen(url: string, subprotocol: string): string {
-  return `Connected to ${withoutSecrets(url)}${subprotocol && `, subprotocol ${subprotocol}`}.`;
 }
 
 /** How a connection was closed, as a sentence. A reason may end with a full stop of its own. */

@@ -26,8 +26,7 @@ export async function interact(url: string, options: SessionOptions): Promise<Cl
       show: (message, time) => tell(`${time}< ${show(message)}`),
       open: (websocket) => {
         current = websocket;
-        // Until the server has answered once, nothing can be typed.
-        terminal ??= new Terminal(options.interruption, send, () => leaving.abort());
+        terminal ??= new Terminal(options.interruption.signal, send, () => leaving.abort());
       },
     });
   } finally {

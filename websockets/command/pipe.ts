@@ -29,7 +29,6 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
   let timer: ReturnType<typeof setTimeout> | undefined;
   let current: Connection | undefined;
   let next = Promise.withResolvers<void>();
-  let sending: Promise<void> | undefined;
   let [shown, hasSent, isRead] = [0, messages.length > 0, false];
   let mistake: unknown;
   /** How many messages of the input were sent on this connection. */
@@ -43,7 +42,9 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
   function restart() {
     clearTimeout(timer);
     const patience = due > 0 ? answerTimeout : wait;
-    if (isRead && patience < Infinity) timer = setTimeout(() => leaving.abort(), patience);
+    if (current && isRead && patience < Infinity) {
+      timer = setTimeout(() => leaving.abort(), patience);
+    }
   }
 
   /** Sends a message, on another connection if one was lost before the message was sent. */
@@ -62,9 +63,8 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
   }
 
   async function sendAll() {
-    const input = Deno.stdin.readable;
     try {
-      for await (const message of separator ? readMessages(input, separator) : readWhole(input)) {
+      for await (const message of readMessages(Deno.stdin.readable, separator)) {
         hasSent = true;
         await send(message);
       }
@@ -76,6 +76,7 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
     restart();
   }
 
+  sendAll();
   const close = await converse(url, options, leaving.signal, {
     tell: (line) => console.error(line),
     show(message, time) {
@@ -92,7 +93,7 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
       [due, sent] = [messages.length, 0];
       next.resolve();
       next = Promise.withResolvers();
-      sending ??= sendAll();
+      restart();
     },
   });
   if (mistake) throw mistake;
@@ -101,10 +102,4 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
   if (missing > 0 && answerTimeout > 0) throw new Error(`Messages without an answer: ${missing}.`);
   if (count < Infinity) throw new Error(`Messages that came: ${shown} of ${count}.`);
   return isNormal(close) && (close.code !== 1001 || hasSent && isRead);
-}
-
-/** All bytes of standard input, unless there are none. */
-async function* readWhole(input: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
-  const bytes = await new Response(input as ReadableStream<Uint8Array<ArrayBuffer>>).bytes();
-  if (bytes.length > 0) yield bytes;
 }

@@ -1,15 +1,15 @@
 // What the test command does with a server, at a terminal and in a pipe: it connects, also again,
 // and shows what arrives. This is the one place where messages are read.
 
-import { delay } from "@std/async";
 import { type Close, isLost } from "../close_codes.ts";
 import { connect, type ConnectOptions } from "../connect.ts";
 import type { Connection } from "../connection.ts";
 import { ConnectionClosed, isConnectionClosed } from "../connection_closed.ts";
+import { withoutSecrets } from "../failures.ts";
 import type { Message } from "../message.ts";
 import { now } from "../script/clock.ts";
-import type { Interruption } from "../script/run.ts";
-import { describeEnd, describeOpen } from "./input_output.ts";
+import { endTurn, type Interruption } from "../script/run.ts";
+import { describeEnd } from "./input_output.ts";
 
 /** Milliseconds between two looks at the time. */
 const LOOK = 100;
@@ -73,7 +73,8 @@ export async function converse(
     for await (current of connecting) {
       for (const message of messages) current.send(message);
       display.open(current);
-      tell(describeOpen(url, current.subprotocol));
+      const { subprotocol } = current;
+      tell(`Connected to ${withoutSecrets(url)}${subprotocol && `, subprotocol ${subprotocol}`}.`);
       close = await showAll(current, options, show);
       if (!reconnect || signal.aborted || !isLost(close)) break;
       current = undefined;
@@ -111,8 +112,9 @@ async function showAll(
   try {
     while (show(await websocket.receive({ signal }))) {
       silentLooks = 0;
-      // Keys, signals and timers have to wait while one message follows the other.
-      if (performance.now() - lookedAt > 2 * LOOK) await delay(0);
+      if (performance.now() - lookedAt < 2 * LOOK) continue;
+      await endTurn();
+      lookedAt = performance.now();
     }
     return NORMAL;
   } catch (error) {

@@ -4,7 +4,6 @@ import process from "node:process";
 import readline from "node:readline";
 import { Readable, Writable } from "node:stream";
 import { write } from "../script/print.ts";
-import type { Interruption } from "../script/run.ts";
 
 const PROMPT = "> ";
 /** The prompt of a line that goes on with the message of the one before. */
@@ -27,25 +26,23 @@ export class Terminal {
   #pasting: ReturnType<typeof setTimeout> | undefined;
 
   /**
-   * @param interruption What Ctrl-C does. It ends the prompt.
+   * @param signal Ends the prompt when it aborts.
    * @param take Takes a message: a line, or several where each but the last ends with `\`.
    * @param leave Called when the user leaves, and when `close` was called.
    */
-  constructor(interruption: Interruption, take: (message: string) => void, leave: () => void) {
-    const keys = Object.assign(new Readable({ read() {} }), {
-      setRawMode: (isRaw: boolean) => process.stdin.setRawMode(isRaw),
-    });
+  constructor(signal: AbortSignal, take: (message: string) => void, leave: () => void) {
+    const keys = Object.assign(new Readable({ read() {} }), { setRawMode });
     const lines = readline.createInterface({
       input: keys,
       output: this.#screen,
       terminal: true,
       prompt: PROMPT,
-      signal: interruption.signal,
+      signal,
     });
     this.#lines = lines;
     lines.on("line", (line) => this.#takeLine(line, take));
-    lines.on("SIGINT", () => interruption.end(0));
     lines.on("close", () => {
+      clearTimeout(this.#pasting);
       process.stdin.pause();
       this.#clear();
       this.#isClosed = true;
@@ -56,15 +53,19 @@ export class Terminal {
       lines.close();
     });
     process.stdin.on("data", (text: string) => {
+      clearTimeout(this.#pasting);
       const isPasted = text.length >= MIN_PASTE || this.#pasted !== "";
-      if (isPasted && !CONTROL_CHARACTERS.test(text)) return this.#gather(text);
-      this.#paste();
-      keys.emit("data", text);
+      if (!isPasted || CONTROL_CHARACTERS.test(text)) {
+        this.#paste();
+        return void keys.emit("data", text);
+      }
+      // The system hands a paste over in pieces, and the line is drawn once for all of them.
+      this.#pasted += text;
+      this.#pasting = setTimeout(() => this.#paste(), PASTE_PAUSE);
     });
     process.stdout.on("resize", () => this.#fit());
-    // The shell changes the terminal while this process is stopped. When it goes on, `lines` says so
-    // after Ctrl-Z, and only `process` after `kill -STOP`.
-    for (const each of [lines, process]) each.on("SIGCONT", () => this.#resume());
+    // The shell changes the terminal while this process is stopped.
+    process.on("SIGCONT", () => this.#resume());
   }
 
   /** Prints a line above the one being typed, which may take several rows and is kept. */
@@ -84,7 +85,7 @@ export class Terminal {
 
   #resume() {
     if (this.#isClosed) return;
-    process.stdin.setRawMode(true);
+    setRawMode(true);
     this.#fit();
     this.#lines.prompt(true);
   }
@@ -96,13 +97,6 @@ export class Terminal {
     this.#lines.setPrompt(isWhole ? PROMPT : NEXT_LINE);
     if (isWhole) take(message);
     this.#lines.prompt();
-  }
-
-  /** Waits for the rest of what is pasted, which the system hands over in pieces. */
-  #gather(text: string) {
-    this.#pasted += text;
-    clearTimeout(this.#pasting);
-    this.#pasting = setTimeout(() => this.#paste(), PASTE_PAUSE);
   }
 
   /** Takes what was pasted at once. Deno's `readline` draws the whole line again for each key. */
@@ -149,6 +143,11 @@ export class Terminal {
     this.#screen.write("\n".repeat(Math.max(0, before - this.#rows)));
     this.#lines.prompt(true);
   }
+}
+
+/** Leaves Ctrl-C to the system, where it can: as a key it would not be read while messages flood in. */
+function setRawMode(isRaw: boolean) {
+  Deno.stdin.setRaw(isRaw, { cbreak: Deno.build.os !== "windows" });
 }
 
 /** Standard output as `readline` sees it: with the width for which the typed line was drawn. */

@@ -1,11 +1,14 @@
 // What runs a script: its usage, its mistakes in one line, and the signals that end a client.
 
+import { delay } from "@std/async";
 import process from "node:process";
 import { printable } from "../log.ts";
 import { describeFlags, type Flags } from "./flags.ts";
 
 /** Milliseconds after an interruption in which a server may answer the Close frame. */
 const GRACE = 500;
+/** More reads than the runtime makes in several turns (tokio lets a task make 128 in one). */
+const READS = 1024;
 
 /** Thrown out of a script that is told to end. */
 class Interrupted extends Error {
@@ -72,14 +75,27 @@ export class Interruption {
   /** Aborts when the client is told to end. */
   readonly signal: AbortSignal = this.#controller.signal;
 
-  constructor() {
-    process.once("SIGINT", () => this.end(130));
-    process.once("SIGTERM", () => this.end(143));
+  /** @param exitCode The exit code after Ctrl-C, which is 130 in a shell. */
+  constructor(exitCode = 130) {
+    process.once("SIGINT", () => this.#end(exitCode));
+    process.once("SIGTERM", () => this.#end(143));
   }
 
-  /** Tells the client to end, and ends the process with this code. */
-  end(exitCode: number): void {
+  #end(exitCode: number) {
     this.#controller.abort(new Interrupted(exitCode));
     setTimeout(() => Deno.exit(exitCode), GRACE);
   }
+}
+
+/**
+ * Lets signals and timers have their turn. While small messages flood in, a turn of the runtime may
+ * take half a minute, because it ends after a number of reads only. Reads of a channel count as well.
+ */
+export async function endTurn(): Promise<void> {
+  const { port1, port2 } = new MessageChannel();
+  for (let count = 0; count < READS; count++) port1.postMessage(null);
+  port2.onmessage = () => {};
+  await delay(0);
+  port1.close();
+  port2.close();
 }

@@ -112,7 +112,7 @@ async function showAll(
   try {
     while (show(await websocket.receive({ signal }))) {
       silentLooks = 0;
-      if (performance.now() - lookedAt < 2 * LOOK) continue;
+      if (performance.now() - lookedAt < LOOK) continue;
       await endTurn();
       lookedAt = performance.now();
     }

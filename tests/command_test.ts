@@ -2,13 +2,21 @@
 
 import { assert, assertEquals, assertLessOrEqual, assertMatch, assertThrows } from "@std/assert";
 import { delay } from "@std/async";
-import type { Connection } from "websockets";
+import type { Handler } from "websockets";
 import { parseHeaders } from "../websockets/command/command.ts";
 import { readMessages, type Separator, show } from "../websockets/command/input_output.ts";
-import { freePort, Inbox, startServer, within } from "./helpers.ts";
+import { eventually, freePort, Inbox, startServer, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { Script } from "./programs.ts";
-import { echo, listen, listenRaw, readOneLine, serveBare, switchProtocols } from "./peers.ts";
+import {
+  echo,
+  Flood,
+  listen,
+  listenRaw,
+  readOneLine,
+  serveBare,
+  switchProtocols,
+} from "./peers.ts";
 
 const silent = () => {};
 
@@ -44,17 +52,31 @@ test(
   },
 );
 
-test({ needs: "run" }, "its help fits a screen of 24 lines and 80 columns", async () => {
-  await using command = new Script("websockets", ["--help"], []);
-  assertEquals([await command.end(), command.errors.all], [0, []]);
-  assert(command.lines.all.length <= 24, `${command.lines.all.length} lines`);
-  for (const line of command.lines.all) assert(line.length <= 80, line);
-});
+test(
+  { needs: "run" },
+  "its help has 30 lines of 90 characters at most, and an example of each use",
+  async () => {
+    await using command = new Script("websockets", ["--help"], []);
+    assertEquals([await command.end(), command.errors.all], [0, []]);
+    const help = command.lines.all;
+    assert(help.length <= 30, `${help.length} lines`);
+    for (const line of help) assert(line.length <= 90, line);
+    const uses = ["At a terminal", "In a pipe", "As a listener"];
+    for (const use of uses) {
+      const example = help[help.findIndex((line) => line.startsWith(use)) + 1];
+      assertMatch(example, /^ {2}.*deno run --allow-net websockets .*ws:/);
+    }
+  },
+);
 
 test(
   { needs: "run" },
-  "a URL without a scheme is ws, and no token of a query is printed",
+  "a URL without a scheme is ws, and no token of a query or a fragment is printed",
   async () => {
+    await using wrong = new Script("websockets", ["http://localhost:1/?a=secret#token=secret"]);
+    assertEquals(await wrong.end(), 2);
+    assertMatch(wrong.errors.all[0], /^http:\/\/localhost:1\/\?a=…#… is no URL of a server/);
+
     await using server = startServer(echo());
     const url = `localhost:${server.port}/?token=ws://secret`;
     const { code, errors } = await pipe(url, "", "--wait", "0");
@@ -146,19 +168,23 @@ test({ needs: "run" }, "a pipe gets texts byte for byte", async () => {
   assertEquals([code, stdout], [0, input]);
 });
 
-test({ needs: "run" }, "with --binary it sends bytes as they are, and prints them so", async () => {
-  const events = new Inbox<string>();
-  await using server = startServer(async (websocket) => {
-    for await (const message of websocket) {
-      events.put(typeof message);
-      websocket.send(message);
-    }
-  });
-  const input = Uint8Array.from({ length: 100_000 }, (_, index) => index % 251);
-  const { code, stdout } = await pipeBytes(server.url, input, "--binary");
-  assertEquals([code, stdout], [0, input]);
-  assertEquals(new Set(events.all), new Set(["object"]));
-});
+test(
+  { needs: "run" },
+  "with --binary it sends all bytes as one message, and prints bytes as they are",
+  async () => {
+    const sizes = new Inbox<unknown>();
+    await using server = startServer(async (websocket) => {
+      for await (const message of websocket) {
+        sizes.put(typeof message === "string" ? message : message.byteLength);
+        websocket.send(message);
+      }
+    });
+    const input = Uint8Array.from({ length: 300_000 }, (_, index) => index % 251);
+    const { code, stdout } = await pipeBytes(server.url, input, "--binary");
+    assertEquals([code, stdout], [0, input]);
+    assertEquals(sizes.all, [input.length]);
+  },
+);
 
 test({ needs: "run" }, "without --binary, binary is printed whole, in hexadecimal", async () => {
   await using server = startServer(async (websocket) => {
@@ -183,17 +209,23 @@ test({ needs: "run" }, "input that is not UTF-8 is told with its line, and not s
   assertMatch(last.errors.at(-1) ?? "", /^Message 2 of standard input/);
 });
 
-test({ needs: "run" }, "with --null a message may have several lines", async () => {
-  const received: unknown[] = [];
-  await using server = startServer(async (websocket) => {
-    for await (const message of websocket) {
-      received.push(message);
-      websocket.send("got it");
-    }
-  });
-  const { code } = await pipe(server.url, "a\nb\r\0\0c", "--null", "--wait", "0");
-  assertEquals([code, received], [0, ["a\nb\r", "", "c"]]);
-});
+test(
+  { needs: "run" },
+  "with --null a message may have several lines, and an answer too",
+  async () => {
+    const received: unknown[] = [];
+    await using server = startServer(async (websocket) => {
+      for await (const message of websocket) {
+        received.push(message);
+        websocket.send(`got\n${message}`);
+      }
+    });
+    const input = new TextEncoder().encode("a\nb\r\0\0c");
+    const { code, stdout } = await pipeBytes(server.url, input, "--null");
+    assertEquals([code, received], [0, ["a\nb\r", "", "c"]]);
+    assertEquals(new TextDecoder().decode(stdout), "got\na\nb\r\0got\n\0got\nc\0");
+  },
+);
 
 test({ needs: "run" }, "a pipe may be long, and nothing of it is lost or cut", async () => {
   await using server = startServer(echo());
@@ -225,7 +257,7 @@ test(
     for (
       const [close, text, expected] of [
         [1000, "", 0],
-        [1001, "", 0],
+        [1001, "going away", 1],
         [1008, "policy violation", 1],
         [1009, "message too big", 1],
         [1011, "internal error", 1],
@@ -245,6 +277,27 @@ test(
     }
   },
 );
+
+test({ needs: "run" }, "a Close frame without a code is a normal end", async () => {
+  using server = listenRaw();
+  await using command = new Script("websockets", [server.url], undefined, "piped");
+  using connection = await server.accept();
+  await connection.write(await switchProtocols(connection));
+  await connection.write(Uint8Array.of(0x88, 0));
+  assertEquals(await command.end(), 0);
+  assertEquals(command.errors.all[1], "Connection closed: 1005 (no status received).");
+  await command.stdin.close().catch(silent);
+});
+
+test({ needs: "run" }, "a server may go away when it has answered all", async () => {
+  await using server = startServer(async (websocket) => {
+    await websocket.send(`${await websocket.receive()}!`);
+    await delay(50);
+    await websocket.close(1001);
+  });
+  const { code, lines, errors } = await pipe(server.url, "a\n", "--wait", "60");
+  assertEquals([code, lines, errors[1]], [0, ["a!"], "Connection closed: 1001 (going away)."]);
+});
 
 test({ needs: "run" }, "a reason that ends with a full stop gets no second one", async () => {
   await using server = startServer((websocket) => websocket.close(1009, "Larger than 9 bytes."));
@@ -273,48 +326,25 @@ test(
   },
 );
 
-/** Lets time pass in the command only as the server says, by messages that the command never sees. */
-const TOLD_TIME = "--preload=data:text/javascript," + encodeURIComponent(`
-  let now = 0;
-  performance.now = () => now;
-  globalThis.WebSocket = class extends WebSocket {
-    constructor(...all) {
-      super(...all);
-      this.addEventListener("message", (event) => {
-        const [, milliseconds] = event.data.match(/^pass (\\d+)$/) ?? [];
-        if (milliseconds === undefined) return;
-        now += Number(milliseconds);
-        event.stopImmediatePropagation();
-      });
-    }
-  };
-`);
+/** A handler of a room where something is said all the time, beside the answers. */
+const tick: Handler = async (websocket) => {
+  let count = 0;
+  const timer = setInterval(() => websocket.send(`tick ${++count}`), 50);
+  websocket.signal.addEventListener("abort", () => clearInterval(timer));
+  await websocket.receive();
+  await websocket.closed;
+};
 
-test({ needs: "run" }, "it stays until nothing has arrived for a second", async () => {
-  await using greeting = startServer(async (websocket) => {
-    websocket.send(`greeting ${await websocket.receive()}`);
-    for (const message of ["answer", "more", ""]) {
-      websocket.send("pass 999");
-      // This is longer than between two looks of the command at the time.
-      await delay(50);
-      if (message) websocket.send(message);
-    }
-    websocket.send("pass 1");
-    await websocket.closed;
-  });
-  const permissions = ["--allow-net", TOLD_TIME];
-  await using command = new Script("websockets", [greeting.url], permissions, "piped");
-  await writeAll(command, "a\n");
-  const answers = ["greeting a", "answer", "more"];
-  assertEquals([await command.end(), command.lines.all], [0, answers]);
-
-  // Where no time passes, it still ends with --wait 0.
-  await using server = startServer(echo());
-  const flags = [server.url, "--wait", "0"];
-  await using hasty = new Script("websockets", flags, permissions, "piped");
-  await writeAll(hasty, "a\n");
-  assertEquals([await hasty.end(), hasty.lines.all], [0, ["a"]]);
-});
+test(
+  { needs: "run" },
+  "it stays for a second after the last answer that was due, whatever else arrives",
+  async () => {
+    await using server = startServer(tick);
+    const { code, lines } = await pipe(server.url, "a\n");
+    assertEquals(code, 0);
+    assert(lines.length > 1, `${lines.length} messages`);
+  },
+);
 
 test({ needs: "run" }, "without input it listens for as long as --wait says", async () => {
   let sent = 0;
@@ -347,8 +377,8 @@ test(
     assert(!isWritten, "the command takes everything");
     command.kill("SIGINT");
     assertEquals(await command.end(), 130);
-    const closed = "Connection closed: 1006 (connection closed abnormally).";
-    assertEquals(command.errors.all[1], closed);
+    // It does not wait for the other Close frame, and so does not know how this ends.
+    assertEquals(command.errors.all.length, 1);
     await written.catch(silent);
     await writer.close().catch(silent);
   },
@@ -377,6 +407,139 @@ test(
     }
   },
 );
+
+test({ needs: "run" }, "with --no-wait no answer is due, and all is sent", async () => {
+  const events = new Inbox<string>();
+  await using server = startServer(listen(events));
+  const { code, errors } = await pipe(server.url, "a\nb\n", "--no-wait");
+  assertEquals([code, errors.at(-1)], [0, "Connection closed: 1000 (OK)."]);
+  for (const event of ["a", "b", "closed with 1000"]) assertEquals(await events.next(), event);
+});
+
+test({ needs: "run" }, "with --count it ends well after so many messages", async () => {
+  await using server = startServer(tick);
+  const { code, lines } = await pipe(server.url, "", "--count", "3");
+  assertEquals([code, lines], [0, ["tick 1", "tick 2", "tick 3"]]);
+
+  await using short = startServer((websocket) => websocket.send("only one"));
+  const { code: failed, errors } = await pipe(short.url, "", "--count", "2");
+  assertEquals([failed, errors.at(-1)], [1, "Messages that came: 1 of 2."]);
+});
+
+test({ needs: "run" }, "with --time the time stands before each line", async () => {
+  await using server = startServer(echo());
+  const { lines, errors } = await pipe(server.url, "a\nb\n", "--time", "--wait", "0");
+  const time = /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6} /;
+  for (const line of [...lines, ...errors]) assertMatch(line, time);
+  assertEquals(lines.map((line) => line.replace(time, "")), ["a", "b"]);
+});
+
+// As a listener.
+
+test(
+  { needs: "run" },
+  "each --message is sent on every connection, and the listener survives restarts",
+  async () => {
+    const port = freePort();
+    await using command = new Script(
+      "websockets",
+      [`ws://localhost:${port}`, "--message", "subscribe red", "--message", "subscribe blue"],
+      undefined,
+      "piped",
+    );
+    // A server that was never there is not waited for.
+    assertEquals(await command.end(), 1);
+    await command.stdin.close().catch(silent);
+
+    let first = startServer(echo(), { port });
+    await using listener = new Script(
+      "websockets",
+      [first.url, "--message", "subscribe red", "--message", "subscribe blue"],
+      undefined,
+      "piped",
+    );
+    for (let run = 0; run < 3; run++) {
+      for (const line of ["subscribe red", "subscribe blue"]) {
+        assertEquals(await listener.lines.next(), line);
+      }
+      await first[Symbol.asyncDispose]();
+      await listener.errors.next((line) => line.endsWith("Connecting again …"));
+      first = startServer(echo(), { port });
+    }
+    assertEquals(await listener.lines.next(), "subscribe red");
+    await listener.stdin.close();
+    // The answers of lost connections came, so that none is missing.
+    assertEquals(await listener.end(), 0);
+    await first[Symbol.asyncDispose]();
+  },
+);
+
+test({ needs: "run" }, "with --no-reconnect a --message is sent once", async () => {
+  await using server = startServer(async (websocket) => {
+    await websocket.send(`${await websocket.receive()}!`);
+    websocket.close(1012);
+  });
+  const { code, lines } = await pipe(server.url, "", "--message", "a", "--no-reconnect");
+  assertEquals([code, lines], [1, ["a!"]]);
+});
+
+test(
+  { needs: "run" },
+  "with --reconnect it stays, and a line goes to who is there then",
+  async () => {
+    const port = freePort();
+    const first = startServer(echo(), { port });
+    await using command = new Script("websockets", [first.url, "--reconnect"], undefined, "piped");
+    await command.errors.next((line) => line.startsWith("Connected"));
+    const writer = command.stdin.getWriter();
+    const type = (line: string) => writer.write(new TextEncoder().encode(`${line}\n`));
+    await type("to the first");
+    assertEquals(await command.lines.next(), "to the first");
+    await first[Symbol.asyncDispose]();
+    await command.errors.next((line) => line.endsWith("Connecting again …"));
+    await type("to the second");
+    await writer.close();
+    await using _second = startServer(echo(), { port });
+    assertEquals(await command.lines.next(), "to the second");
+    command.kill("SIGTERM");
+    assertEquals(await command.end(), 143);
+  },
+);
+
+test(
+  { needs: "linux" },
+  "with --idle a server that has fallen silent is lost, and found again",
+  async () => {
+    const port = `${freePort()}`;
+    const first = await Script.server("broadcast_server.ts", "--port", port);
+    const flags = [first.url, "--reconnect", "--idle", "1"];
+    await using command = new Script("websockets", flags);
+    await command.errors.next((line) => line.startsWith("Connected"));
+    await first.pause();
+    await command.errors.next((line) =>
+      line === "Connection closed: 1006 (connection closed abnormally) " +
+          "Nothing has come for 1 seconds. Connecting again …"
+    );
+    await first[Symbol.asyncDispose]();
+    await using _second = await Script.server("broadcast_server.ts", "--port", port);
+    await command.errors.next((line) => line.startsWith("Connected"));
+    command.kill("SIGINT");
+    assertEquals(await command.end(), 130);
+  },
+);
+
+test({ needs: "run" }, "Ctrl-C ends it at once in a pipe too, whatever floods in", async () => {
+  using server = listenRaw();
+  await using command = new Script("websockets", [server.url], undefined, "piped");
+  using connection = await server.accept();
+  const flood = new Flood(connection);
+  await eventually(() => assertLessOrEqual(1_000_000, flood.sent));
+  command.kill("SIGINT");
+  assertEquals(await command.end(), 130);
+  await flood.ended;
+  assert(!flood.isOver, "the flood was over first");
+  await command.stdin.close().catch(silent);
+});
 
 // What needs no permission.
 

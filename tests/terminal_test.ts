@@ -1,10 +1,10 @@
 // What the test command promises at a terminal.
 
-import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
+import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
 import type { Connection } from "websockets";
-import { freePort, Inbox, startServer } from "./helpers.ts";
+import { eventually, freePort, Inbox, startServer } from "./helpers.ts";
 import { test } from "./needs.ts";
-import { echo, listen } from "./peers.ts";
+import { echo, Flood, listen, listenRaw } from "./peers.ts";
 import { start, startQuick, Terminal } from "./terminal.ts";
 
 test(
@@ -284,11 +284,11 @@ test({ needs: "run" }, "a long paste is there at once, and each of its lines is 
   await using server = startServer(listen(events));
   await using terminal = new Terminal(start(server.url));
   await terminal.shows("> ");
-  // Key by key, the line would be drawn more than ten thousand times.
-  const long = "你好 hello ".repeat(1_250);
+  // Key by key, or piece by piece, the line would be drawn again and again.
+  const long = "你好 hello ".repeat(10_000);
   await terminal.type(`${long}\r`);
   assertEquals(await events.next(), long);
-  assertLessOrEqual(terminal.screen.length, 20 * long.length);
+  assertLessOrEqual(terminal.screen.length, 8 * long.length);
   const begun = "z".repeat(45);
   await terminal.type(begun);
   await terminal.shows(begun.slice(-5));
@@ -367,3 +367,56 @@ test({ needs: "run" }, "with --no-reconnect a lost connection ends it", async ()
   await terminal.shows("Connection closed: 1012 (service restart).\r\n");
   assertEquals(await terminal.end(), 1);
 });
+
+test({ needs: "run" }, "Ctrl-C ends it at once, whatever floods in", async () => {
+  using server = listenRaw();
+  await using terminal = new Terminal(start(server.url));
+  using connection = await server.accept();
+  const flood = new Flood(connection);
+  await eventually(() => assertLessOrEqual(1_000_000, flood.sent));
+  await terminal.type("\x03");
+  assertEquals(await terminal.end(), 0);
+  await flood.ended;
+  assert(!flood.isOver, "the flood was over first");
+});
+
+test(
+  { needs: "linux" },
+  "SIGTERM leaves the terminal as it was, and closes with 1000",
+  async () => {
+    const events = new Inbox<string>();
+    await using server = startServer(listen(events));
+    const command = `sh -c 'echo $$; exec ${start(server.url)}'; echo ended with $?; stty -a`;
+    await using terminal = new Terminal(command);
+    await terminal.shows("> ");
+    Deno.kill(Number(terminal.drawn.rows[1]), "SIGTERM");
+    await terminal.shows("Connection closed: 1000 (OK).");
+    await terminal.shows("ended with 143");
+    await terminal.end();
+    for (const mode of [/\sisig\s/, /\sicanon\s/, /\secho\s/]) assertMatch(terminal.screen, mode);
+    assertEquals(await events.next(), "closed with 1000");
+  },
+);
+
+test(
+  { needs: "run" },
+  "at a terminal too, a --message is sent on every connection, and --count ends it",
+  async () => {
+    const websockets: Connection[] = [];
+    const events = new Inbox<string>();
+    await using server = startServer((websocket, request) => {
+      websockets.push(websocket);
+      return echo(events)(websocket, request);
+    });
+    const flags = "--message hello --time --count 2";
+    await using terminal = new Terminal(startQuick(server.url, "", flags));
+    await terminal.shows(" < hello\r\n");
+    await websockets[0].close(1012);
+    await terminal.shows("Connecting again …");
+    const shown = await terminal.shows(" < hello\r\n");
+    assertMatch(shown, /\d\d\.\d{6} Connected to .*\d\d\.\d{6} < hello\r\n$/s);
+    assertEquals(await terminal.end(), 0);
+    assertEquals(await events.next(), "closed with 1012");
+    assertEquals(await events.next(), "closed with 1000");
+  },
+);

@@ -11,7 +11,7 @@ const NEXT_LINE = "… ";
 /** Characters that come at once only if they are pasted. A key sends fewer. */
 const MIN_PASTE = 16;
 /** Milliseconds after which a paste is over: its pieces follow each other faster. */
-const PASTE_PAUSE = 30;
+const PASTE_PAUSE = 50;
 const CONTROL_CHARACTERS = /[^\P{Cc}\t\r\n]/u;
 
 /** Reads messages at the terminal, and prints lines above the one being typed. */

@@ -44,8 +44,12 @@ export class Link {
    */
   static async open(given: LinkOptions): Promise<Link> {
     const url = URL.parse(given.url);
-    if (!url || !/^(nats|tls):$/.test(url.protocol) || url.host === "") {
-      throw syntaxError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
+    // In front of a `/` that is not encoded, a part of a password would be the host.
+    if (!url || !/^(nats|tls):\/\/[^/?#]+\/?$/.test(url.href)) {
+      const encode = "in a password, write / ? # as %2F %3F %23";
+      throw syntaxError(
+        `NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com; ${encode}.`,
+      );
     }
     url.port ||= "4222";
     const times = { timeout: 3_000, pingInterval: 5_000, reconnectWait: 1_000 };

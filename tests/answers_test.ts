@@ -509,7 +509,7 @@ test(
   async () => {
     await using machine = await Machine.start();
     const blocks = libraryBlocks().filter(({ name }) => name !== "hono.ts" || isThere("hono"));
-    await machine.save([...stepOf(6), ...blocks]);
+    await machine.save([...stepOf(7), ...blocks]);
     await machine.serve("deno task start");
     const tasks = ["check", "test"].map((task) => machine.run(`deno task ${task}`));
     await Array.fromAsync(machine.follow(sectionOf("How do I test a handler?")));

@@ -56,9 +56,10 @@ step(0, "the bare server answers the handshake, of any origin", async (machine, 
   await Array.fromAsync(machine.follow(blocks));
 });
 
-step(1, "the echo server refuses a page of another site", async (machine, blocks) => {
+step(1, "the echo server refuses a page of another site", async (machine) => {
   await machine.save(stepOf(0));
-  const [server] = await Array.fromAsync(machine.follow(blocks));
+  const server = await machine.serve(ECHO_SERVER);
+  await machine.run("deno run --allow-net by_hand.ts").prints(/^HTTP\/1\.1 403 /);
   await server.prints(/https:\/\/evil\.example/);
 });
 
@@ -86,13 +87,13 @@ step(4, "the test command sends what is typed, and comes back", async (machine, 
       await keys.write(new TextEncoder().encode(`${line.slice(2)}\n`));
       continue;
     }
-    if (line.startsWith("Connection closed")) {
-      server.kill("SIGINT");
-      assertEquals(await server.end(), 0);
-      await machine.serve(ECHO_SERVER);
-    }
     await shows(terminal, line);
   }
+  server.kill("SIGINT");
+  assertEquals(await server.end(), 0);
+  await machine.serve(ECHO_SERVER);
+  await shows(terminal, "Connection closed: 1001 (going away) … Connecting again …");
+  await shows(terminal, lines[0]);
   keys.releaseLock();
 });
 
@@ -110,11 +111,31 @@ step(5, "a reader that is stopped has to leave, and no other", async (machine, b
   stopped.kill("SIGSTOP");
   machine.run("curl -s -d 'still here' http://localhost:9998/");
   for (const tab of tabs) await tab.prints(/^still here$/);
+  await server.prints(/A client left \(1006\), 2 connected/);
   assert((await following.next()).done);
 });
 
 step(
   6,
+  "what was said while a follower was away comes when it is back",
+  async (machine, [block]) => {
+    const [{ command, lines }] = commandsOf(block);
+    const server = await machine.serve("deno run --allow-net broadcast_server.ts --idle-timeout 2");
+    const follower = machine.run(command, "pipe");
+    await prints(follower, lines);
+    await server.prints(/1 connected/);
+    follower.kill("SIGSTOP");
+    await server.prints(/A client left \(1006\)/);
+    const pushed = ["one", "two", "three"];
+    for (const text of pushed) await machine.run(`curl -s -d ${text} http://localhost:9998/`).end();
+    follower.kill("SIGCONT");
+    await follower.prints(/missed, and come now: 3\.$/);
+    for (const text of pushed) await follower.prints(RegExp(`^${text}$`));
+  },
+);
+
+step(
+  7,
   "an error in a handler closes one client, and the server goes on",
   async (machine, blocks) => {
     await Array.fromAsync(machine.follow(blocks));

@@ -166,7 +166,8 @@ export class Follower {
   /** It has come, and is told from where it goes on. */
   begin(first: string): void {
     this.note(`is told ${first}`);
-    const [, position, isLost, count] = first.match(/^([\w-]+\.\d+)( lost(?: (\d+))?)?(?: missed \d+)?$/) ?? [];
+    const [, position, isLost, count] =
+      first.match(/^([\w-]+\.\d+)( lost(?: (\d+))?)?(?: missed \d+)?$/) ?? [];
     if (position === undefined) return this.#ledger.fault("untold", undefined, this, first);
     const [epoch, from] = split(position);
     const lost = isLost ? Number(count ?? Infinity) : 0;

@@ -521,7 +521,7 @@ test({ needs: "run" }, "Ctrl-C ends it at once in a pipe too, whatever floods in
   using server = listenRaw();
   await using command = new Script("websockets", [server.url], undefined, "piped");
   using connection = await server.accept();
-  const flood = new Flood(connection);
+  const flood = new Flood(connection, 12_000_000);
   await eventually(() => assertLessOrEqual(1_000_000, flood.sent));
   command.kill("SIGINT");
   assertEquals(await command.end(), 130);

@@ -148,7 +148,7 @@ test({ needs: "run" }, "it ends when it has closed, whatever floods in", async (
   using server = listenRaw();
   await using client = new Script("client.ts", [server.url, "--count", "1"]);
   using connection = await server.accept();
-  const flood = new Flood(connection);
+  const flood = new Flood(connection, 40_000_000);
   assertEquals([await client.end(), client.lines.all], [0, [""]]);
   await flood.ended;
   assert(!flood.isOver, "the flood was over first");

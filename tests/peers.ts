@@ -59,17 +59,14 @@ export async function switchProtocols(connection: Deno.TcpConn, ...headers: stri
   return new TextEncoder().encode(lines.join("\r\n"));
 }
 
-/** Messages of a flood: it lasts for half a minute or more. */
-const MAX_FLOOD = 40_000_000;
-
-/** Sends empty texts as fast as they are taken, until the other end goes or there are very many. */
+/** Sends so many empty texts as fast as they are taken, unless the other end goes first. */
 export class Flood {
   sent = 0;
   isOver = false;
   /** Settled when the other end has gone, or all is sent. */
   readonly ended: Promise<void>;
 
-  constructor(private readonly connection: Deno.TcpConn) {
+  constructor(private readonly connection: Deno.TcpConn, private readonly count: number) {
     this.ended = this.#send().catch(() => {});
   }
 
@@ -77,7 +74,7 @@ export class Flood {
     await this.connection.write(await switchProtocols(this.connection));
     const frame = [0x81, 0];
     const block = Uint8Array.from({ length: 30_000 }, (_, index) => frame[index % frame.length]);
-    while (this.sent < MAX_FLOOD) {
+    while (this.sent < this.count) {
       for (let rest = block; rest.length > 0;) {
         rest = rest.subarray(await this.connection.write(rest));
       }

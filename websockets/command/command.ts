@@ -38,7 +38,7 @@ export function parseHeaders(lines: string[]): Headers {
 
 const FLAGS = {
   "message TEXT...": "send this on each connection, and reconnect; may be given many times",
-  "reconnect": "stay, and connect again when the connection is lost",
+  "reconnect": "connect again when the connection is lost",
   "no-reconnect": "end then, which is usual in a pipe",
   "count COUNT": "end after so many messages",
   "idle SECONDS": "a connection is lost when nothing has come for so long",
@@ -71,7 +71,7 @@ In a pipe it sends each line, and prints the answers alone.
   echo hello | ${COMMAND} ws://localhost:9999
 ${describeFlags(PIPE)}
 
-As a listener it prints what arrives, also after a restart of the server.
+As a listener without input it prints what arrives, also after a loss.
   ${COMMAND} --message subscribe ws://localhost:9999 > log`;
 
 /** What the flags of this command can do about a connection that failed. */
@@ -111,12 +111,12 @@ export async function run(): Promise<void> {
       follow: values.follow ?? false,
     };
     if (isTyped) Deno.exit(isNormal(await interact(server, options)) ? 0 : 1);
-    const stays = (values.reconnect || values.follow) && values.wait === undefined;
-    const { wait = stays || count < Infinity ? Infinity : 1 } = values;
+    const { wait = count < Infinity ? Infinity : 1 } = values;
     const isFine = await pipe(server, {
       ...options,
       separator,
-      answerTimeout: stays ? Infinity : values["no-wait"] ? 0 : options.timeout,
+      isListener: options.reconnect && values.wait === undefined && !values["no-wait"],
+      answerTimeout: values["no-wait"] ? 0 : options.timeout,
       wait: values["no-wait"] ? 0 : wait * 1000,
     });
     Deno.exit(isFine ? 0 : 1);

@@ -6,11 +6,7 @@ import { show } from "./input_output.ts";
 import { converse, type SessionOptions } from "./session.ts";
 import { Terminal } from "./terminal.ts";
 
-/**
- * Sends each message that is typed, and shows what arrives above the line being typed.
- *
- * @returns How the last connection was closed.
- */
+/** Sends what is typed, and shows what arrives above it. It returns how the last connection ended. */
 export async function interact(url: string, options: SessionOptions): Promise<Close> {
   const leaving = new AbortController();
   let current: Connection | undefined;

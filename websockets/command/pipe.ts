@@ -10,7 +10,9 @@ import { converse, type SessionOptions } from "./session.ts";
 export interface PipeOptions extends SessionOptions {
   /** What ends each message. Without one, all bytes of the input are one message. */
   separator: Separator | undefined;
-  /** How long an answer may take; 0 if none is due, `Infinity` if it may always come. */
+  /** Whether it stays as long as the server where there is no input. */
+  isListener: boolean;
+  /** How long an answer may take; 0 if none is due. */
   answerTimeout: number;
   /** How long it stays after the last answer that was due. */
   wait: number;
@@ -18,18 +20,18 @@ export interface PipeOptions extends SessionOptions {
 
 /**
  * Sends the messages of standard input, and prints what arrives. After the end of the input it
- * stays until the answers that are due have come, and then for `wait`.
+ * stays until the answers that are due have come, and then for `wait`, unless it only listens.
  *
  * @returns Whether the end was a good one. A server that is going away may leave after all answers.
  * @throws {Error} if answers did not come, or if the input is not UTF-8.
  */
 export async function pipe(url: string, options: PipeOptions): Promise<boolean> {
-  const { separator, answerTimeout, wait, messages, count } = options;
+  const { separator, isListener, answerTimeout, wait, messages, count } = options;
   const leaving = new AbortController();
   let timer: ReturnType<typeof setTimeout> | undefined;
   let current: Connection | undefined;
   let next = Promise.withResolvers<void>();
-  let [shown, hasSent, isRead] = [0, messages.length > 0, false];
+  let [shown, hasInput, isRead] = [0, false, false];
   let mistake: unknown;
   /** How many messages of the input were sent on this connection. */
   let sent = 0;
@@ -41,10 +43,9 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
   /** Leaves when no answer that is due has come for long enough. */
   function restart() {
     clearTimeout(timer);
+    if (!current || !isRead || isListener && !hasInput) return;
     const patience = due > 0 ? answerTimeout : wait;
-    if (current && isRead && patience < Infinity) {
-      timer = setTimeout(() => leaving.abort(), patience);
-    }
+    if (patience < Infinity) timer = setTimeout(() => leaving.abort(), patience);
   }
 
   /** Sends a message, on another connection if one was lost before the message was sent. */
@@ -65,7 +66,7 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
   async function sendAll() {
     try {
       for await (const message of readMessages(Deno.stdin.readable, separator)) {
-        hasSent = true;
+        hasInput = true;
         await send(message);
       }
     } catch (error) {
@@ -101,5 +102,5 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
   const missing = due + unanswered;
   if (missing > 0 && answerTimeout > 0) throw new Error(`Messages without an answer: ${missing}.`);
   if (count < Infinity) throw new Error(`Messages that came: ${shown} of ${count}.`);
-  return isNormal(close) && (close.code !== 1001 || hasSent && isRead);
+  return isNormal(close) && (close.code !== 1001 || hasInput && isRead);
 }

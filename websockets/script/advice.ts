@@ -126,7 +126,8 @@ async function askAgain(
   try {
     using client = Deno.createHttpClient({ http2: false });
     const signal = AbortSignal.timeout(LOOK_TIMEOUT);
-    const response = await fetch(asked, { client, headers: all, redirect: "manual", signal });
+    const init: RequestInit = { headers: all, redirect: "manual", signal };
+    const response = await fetch(asked, Object.assign(init, { client }));
     const { status } = response;
     const type = response.headers.get("content-type") ?? "";
     const body = await readStart(response);
@@ -166,6 +167,7 @@ async function failsDirectly(url: string): Promise<string | undefined> {
   try {
     const signal = AbortSignal.timeout(LOOK_TIMEOUT);
     (await Deno.connect({ hostname, port, signal })).close();
+    return undefined;
   } catch (error) {
     return String(error);
   }

@@ -12,8 +12,11 @@ const READS = 1024;
 
 /** Thrown out of a script that is told to end. */
 class Interrupted extends Error {
-  constructor(readonly exitCode: number) {
+  readonly exitCode: number;
+
+  constructor(exitCode: number) {
     super("Interrupted.");
+    this.exitCode = exitCode;
   }
 }
 

@@ -252,8 +252,10 @@ Deno.test("a wrong URL or subject is a mistake in the command line", async () =>
     return [error.message, error.name];
   };
   const code = "SyntaxError";
-  for (const url of ["", "127.0.0.1:4222", "nats://", "http://127.0.0.1:4222"]) {
-    const message = "NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.";
+  const cut = ["nats://secret/x@127.0.0.1", "nats://secret#@host", "nats://user:secret?x@host"];
+  for (const url of ["", "127.0.0.1:4222", "nats://", "http://127.0.0.1:4222", ...cut]) {
+    const message = "NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com; " +
+      "in a password, write / ? # as %2F %3F %23.";
     assertEquals(await usageError(url, "broadcast"), [message, code], url);
   }
   for (const subject of ["", "red room", "red.*", ">", "red..room", ".red", "red."]) {

@@ -79,8 +79,12 @@ export class Relay {
    */
   static async connect(given: RelayOptions): Promise<Relay> {
     const url = URL.parse(given.url);
-    if (!url || !/^(nats|tls):$/.test(url.protocol) || url.host === "") {
-      throw syntaxError("NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com.");
+    // In front of a `/` that is not encoded, a part of a password would be the host.
+    if (!url || !/^(nats|tls):\/\/[^/?#]+\/?$/.test(url.href)) {
+      const encode = "in a password, write / ? # as %2F %3F %23";
+      throw syntaxError(
+        `NATS has a URL such as nats://127.0.0.1:4222 or tls://token@example.com; ${encode}.`,
+      );
     }
     if (!/^[^\s.*>]+(\.[^\s.*>]+)*$/.test(given.subject)) {
       throw syntaxError(`A NATS subject is words with dots between them, not "${given.subject}".`);

@@ -1,13 +1,6 @@
 // What `connect` promises a client, and how it is told why a connection failed.
 
-import {
-  assert,
-  assertEquals,
-  assertMatch,
-  assertRejects,
-  assertStringIncludes,
-  assertThrows,
-} from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { delay } from "@std/async";
 import { connect, ConnectionClosed, ConnectionFailed } from "websockets";
 import { describeClose, isLost } from "../websockets/close_codes.ts";
@@ -15,7 +8,6 @@ import { withoutSecrets } from "../websockets/failures.ts";
 import { advise } from "../websockets/script/advice.ts";
 import { Inbox, startServer, within } from "./helpers.ts";
 import { test } from "./needs.ts";
-import { Program, Script } from "./programs.ts";
 import { echo, listen, listenRaw, serveBare, switchProtocols } from "./peers.ts";
 
 // `connect`.
@@ -157,94 +149,6 @@ test({ needs: "net" }, "it says why a handshake failed, and what to do", async (
     const [, status] = url.match(/\/(\d+)$/) ?? [];
     assertEquals(error.status, status && Number(status));
     assertEquals(error.isPassing, isPassing, url);
-  }
-});
-
-/** A certificate for `localhost` as `openssl req -x509` makes it with these options, and its key. */
-async function makeCertificate(...options: string[]): Promise<{ cert: string; key: string }> {
-  const directory = await Deno.makeTempDir();
-  try {
-    const [keyFile, certFile] = [`${directory}/key.pem`, `${directory}/cert.pem`];
-    const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1";
-    const args = [...request.split(" "), "-keyout", keyFile, "-out", certFile];
-    args.push("-subj", "/CN=localhost", ...options);
-    const openssl = new Deno.Command("openssl", { args, stderr: "piped" });
-    assert((await openssl.output()).success);
-    return { key: Deno.readTextFileSync(keyFile), cert: Deno.readTextFileSync(certFile) };
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
-}
-
-test({ needs: "run" }, "a certificate that is not taken is told with what to do", async () => {
-  const isNoCa = ["-addext", "basicConstraints=critical,CA:FALSE"];
-  const unknown = await makeCertificate(...isNoCa, "-addext", "subjectAltName=DNS:localhost");
-  const ofCa = await makeCertificate();
-  for (const [certificate, advice] of [[unknown, "--cert=FILE"], [ofCa, "CA:FALSE"]] as const) {
-    await using server = startServer(echo(), certificate);
-    const url = `wss://localhost:${server.port}`;
-    const error = await assertRejects(() => connect(url), ConnectionFailed);
-    assertEquals([error.kind, error.isPassing], ["certificate", false]);
-    assertStringIncludes(await advise(error, url), advice);
-  }
-
-  // A name is looked at only where the certificate is trusted.
-  const other = await makeCertificate(...isNoCa, "-addext", "subjectAltName=DNS:other");
-  await using server = startServer(echo(), other);
-  const certFile = await Deno.makeTempFile();
-  try {
-    await Deno.writeTextFile(certFile, other.cert);
-    const url = `wss://localhost:${server.port}`;
-    await using command = new Script("websockets", [url], ["--allow-net", `--cert=${certFile}`]);
-    assertEquals(await command.end(), 1);
-    assertMatch(command.errors.all[0], /"localhost".*"other".*subjectAltName=DNS:NAME$/);
-  } finally {
-    await Deno.remove(certFile);
-  }
-});
-
-test({ needs: "net" }, "a redirection is told with its address", async () => {
-  let location: string | undefined = "/there?token=secret";
-  let status = 301;
-  await using server = serveBare(() => {
-    const headers = location === undefined ? undefined : { location };
-    return new Response(null, { status, headers });
-  });
-  const host = server.url.replace("ws://", "");
-  const told = async () => {
-    const url = `ws://a:secret@${host}`;
-    const error = await assertRejects(() => connect(url), ConnectionFailed);
-    const message = await advise(error, url);
-    assert(!error.isPassing && !message.includes("secret"), message);
-    return message.replace(/.*: /, "");
-  };
-  for (status of [301, 302, 303, 307, 308]) {
-    assertEquals(await told(), `connect to ${server.url}/there?token=…`);
-  }
-  location = "https://a:secret@b.c/\u00a0";
-  assertEquals(await told(), "connect to wss://b.c/%C2%A0");
-  location = undefined;
-  assertEquals(await told(), "connect to the address that it redirects to");
-});
-
-test({ needs: "run" }, "a proxy of the environment that does not answer is told", async () => {
-  await using server = startServer(echo());
-  using silent = listenRaw();
-  const silentProxy = silent.url.replace("ws:", "http:");
-  for (
-    const [proxy, advice] of [
-      ["http://127.0.0.1:1", "does not answer, go past it with NO_PROXY=localhost"],
-      [silentProxy, "--timeout gives the server longer, and NO_PROXY=localhost goes past a proxy"],
-    ]
-  ) {
-    const args = ["run", "--allow-net", "websockets", server.url, "--timeout", "2"];
-    await using command = new Program(Deno.execPath(), args, {
-      cwd: new URL("../", import.meta.url),
-      env: { NO_COLOR: "1", HTTP_PROXY: proxy },
-    });
-    using _connection = proxy === silentProxy ? await silent.accept() : undefined;
-    assertEquals(await command.end(), 1);
-    assert(command.errors.all[0].endsWith(advice), command.errors.all[0]);
   }
 });
 

@@ -30,7 +30,7 @@ const KINDS: [pattern: RegExp, kind: FailureKind][] = [
   [/certificate/, "certificate"],
   [/corrupt/, "no TLS"],
   [/HTTP version/, "TLS"],
-  [/tunnel/, "proxy"],
+  [/tunnel|^proxy/, "proxy"],
   [/^tcp/, "refused"],
   [/in time/, "timeout"],
 ];
@@ -91,13 +91,13 @@ export function isAmbiguous(url: string): boolean {
 }
 
 /**
- * A URL that may be printed: without credentials, and without the values of its query. Where it
- * can't be seen where the credentials end, only the scheme is left.
+ * A URL that may be printed: without credentials, the values of its query, and its fragment. Where
+ * it can't be seen where the credentials end, only the scheme is left.
  */
 export function withoutSecrets(url: string): string {
   const [scheme = ""] = url.match(SCHEME) ?? [];
   if (isAmbiguous(url)) return `${scheme}…`;
   const shown = url.slice(scheme.length).replace(/^.*@/s, "");
   const hidden = (query: string) => query.replace(/([?&](?:[^=&]*=)?)[^&]*/g, "$1…");
-  return scheme + shown.replace(/\?.*$/s, hidden);
+  return scheme + shown.replace(/#.+$/s, "#…").replace(/\?[^#]*/, hidden);
 }

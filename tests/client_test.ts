@@ -4,7 +4,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { freePort, Inbox, startServer } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { Script } from "./programs.ts";
-import { echo, listen, listenRaw, readOneLine, switchProtocols } from "./peers.ts";
+import { echo, Flood, listen, listenRaw, readOneLine, switchProtocols } from "./peers.ts";
 
 test(
   { needs: "run" },
@@ -142,4 +142,14 @@ test({ needs: "run" }, "when nobody reads its output any more, it closes and end
   await readOneLine(`client.ts ${server.url} --interval 0.01 --count 500`);
   assertEquals(await events.next(), "closed with 1000");
   assert(events.all.length < 500, `${events.all.length} connections`);
+});
+
+test({ needs: "run" }, "it ends when it has closed, whatever floods in", async () => {
+  using server = listenRaw();
+  await using client = new Script("client.ts", [server.url, "--count", "1"]);
+  using connection = await server.accept();
+  const flood = new Flood(connection, 40_000_000);
+  assertEquals([await client.end(), client.lines.all], [0, [""]]);
+  await flood.ended;
+  assert(!flood.isOver, "the flood was over first");
 });

@@ -29,8 +29,8 @@ const SCRIPT = [
   ...["script/advice.ts", "script/client.ts", "script/server.ts", "script.ts"],
 ];
 const COMMAND = [
-  ...["command/input_output.ts", "command/terminal.ts", "command/interact.ts", "command/pipe.ts"],
-  "command/command.ts",
+  ...["command/input_output.ts", "command/session.ts", "command/terminal.ts"],
+  ...["command/interact.ts", "command/pipe.ts", "command/command.ts"],
 ];
 const NATS = ["nats/transport.ts", "nats/link.ts", "nats/outgoing.ts", "nats.ts"];
 const SCRIPTS = ["server.ts", "client.ts", "broadcast_server.ts"];

@@ -59,6 +59,31 @@ export async function switchProtocols(connection: Deno.TcpConn, ...headers: stri
   return new TextEncoder().encode(lines.join("\r\n"));
 }
 
+/** Sends so many empty texts as fast as they are taken, unless the other end goes first. */
+export class Flood {
+  sent = 0;
+  isOver = false;
+  /** Settled when the other end has gone, or all is sent. */
+  readonly ended: Promise<void>;
+
+  constructor(private readonly connection: Deno.TcpConn, private readonly count: number) {
+    this.ended = this.#send().catch(() => {});
+  }
+
+  async #send() {
+    await this.connection.write(await switchProtocols(this.connection));
+    const frame = [0x81, 0];
+    const block = Uint8Array.from({ length: 30_000 }, (_, index) => frame[index % frame.length]);
+    while (this.sent < this.count) {
+      for (let rest = block; rest.length > 0;) {
+        rest = rest.subarray(await this.connection.write(rest));
+      }
+      this.sent += block.length / frame.length;
+    }
+    this.isOver = true;
+  }
+}
+
 /** Runs a script whose output is read up to the end of its first line, after `input` if given. */
 export async function readOneLine(script: string, input = ""): Promise<void> {
   const run = `${input} ${Deno.execPath()} run --allow-net ${script}`;

@@ -118,9 +118,18 @@ function closeOnAbort(websocket: Connection, signal?: AbortSignal) {
 
 /** What a client has to send. A server that takes nothing of it for too long is lost. */
 class ClientOutbox extends Outbox {
+  #closingSince = Infinity;
+
   override close(close: Close): void {
+    this.#closingSince = Math.min(this.#closingSince, performance.now());
     this.budget.timeout = CLOSE_TIMEOUT;
     super.close(close);
+  }
+
+  override hear(): void {
+    super.hear();
+    // While messages flood in, the runtime calls no timer.
+    if (this.heardAt - this.#closingSince > CLOSE_TIMEOUT) this.giveUp();
   }
 
   override giveUp(): void {

@@ -2,8 +2,6 @@
 
 import { Buffer, isUtf8 } from "node:buffer";
 import { type Close, describeClose } from "../close_codes.ts";
-import { isConnectionClosed } from "../connection_closed.ts";
-import { withoutSecrets } from "../failures.ts";
 import { printable } from "../log.ts";
 import type { Message } from "../message.ts";
 import { write } from "../script/print.ts";
@@ -16,39 +14,37 @@ export function show(message: Message): string {
 }
 
 /**
- * Prints a message on standard output: at a terminal what `show` makes of it, and otherwise the
- * text as it is, with a newline. It throws when nobody reads standard output any more.
+ * Prints a message on standard output: at a terminal what `show` makes of it, and otherwise the text
+ * as it is, and what ends it. It throws when nobody reads standard output any more.
  *
- * @param isRaw Whether binary is printed as it is too, where that is no terminal.
+ * @param time What stands before it.
+ * @param separator What ends each message. Without one, binary is printed as it is too, where that is
+ * no terminal.
  */
-export function printMessage(message: Message, isRaw = false): void {
+export function printMessage(message: Message, time: string, separator?: Separator): void {
   const isPlain = !Deno.stdout.isTerminal();
-  if (isPlain && isRaw && typeof message !== "string") return write(new Uint8Array(message));
+  if (isPlain && !separator && typeof message !== "string") return write(new Uint8Array(message));
   const line = isPlain && typeof message === "string" ? message : show(message);
-  write(`${line}\n`);
-}
-
-/** Ends a loop over messages without an error. How the connection was closed is told elsewhere. */
-export function ignoreEnd(error: unknown): void {
-  if (!isConnectionClosed(error)) throw error;
+  write(`${time}${line}${isPlain && separator || "\n"}`);
 }
 
 /** What ends each message in a pipe. */
 export type Separator = "\n" | "\0";
 
 /**
- * Cuts standard input into texts.
+ * Cuts standard input into texts, or without a separator takes all bytes at once.
  *
  * @throws {Error} if a text is not UTF-8.
  */
 export async function* readMessages(
   input: ReadableStream<Uint8Array>,
-  separator: Separator,
-): AsyncGenerator<string> {
+  separator?: Separator,
+): AsyncGenerator<string | Uint8Array> {
   let count = 0;
   let parts: Uint8Array[] = [];
-  const take = (end: Uint8Array): string => {
+  const take = (end: Uint8Array) => {
     const bytes = Buffer.concat([...parts, end]);
+    if (!separator) return bytes;
     parts = [];
     count++;
     if (!isUtf8(bytes)) {
@@ -60,17 +56,13 @@ export async function* readMessages(
   };
   for await (const chunk of input) {
     let start = 0;
-    for (let end; (end = chunk.indexOf(separator.charCodeAt(0), start)) >= 0; start = end + 1) {
+    const byte = separator?.charCodeAt(0) ?? NaN;
+    for (let end; (end = chunk.indexOf(byte, start)) >= 0; start = end + 1) {
       yield take(chunk.subarray(start, end));
     }
     if (start < chunk.length) parts.push(chunk.subarray(start));
   }
   if (parts.length > 0) yield take(new Uint8Array());
-}
-
-/** Such as `Connected to ws://localhost:9999, subprotocol chat.` */
-export function describeOpen(url: string, subprotocol: string): string {
-  return `Connected to ${withoutSecrets(url)}${subprotocol && `, subprotocol ${subprotocol}`}.`;
 }
 
 /** How a connection was closed, as a sentence. A reason may end with a full stop of its own. */

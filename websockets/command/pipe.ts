@@ -1,80 +1,106 @@
 // The test command in a pipe: it sends each line, and prints the answers alone.
 
-import { delay } from "@std/async";
-import type { Close } from "../close_codes.ts";
-import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "../connect.ts";
-import {
-  describeEnd,
-  describeOpen,
-  ignoreEnd,
-  printMessage,
-  readMessages,
-  type Separator,
-} from "./input_output.ts";
+import { isNormal } from "../close_codes.ts";
+import type { Connection } from "../connection.ts";
+import { isConnectionClosed } from "../connection_closed.ts";
+import { printMessage, readMessages, type Separator } from "./input_output.ts";
+import { converse, type SessionOptions } from "./session.ts";
 
-/** Milliseconds between two looks at what has arrived. */
-const LOOK = 10;
+/** How the command works in a pipe. */
+export interface PipeOptions extends SessionOptions {
+  /** What ends each message. Without one, all bytes of the input are one message. */
+  separator: Separator | undefined;
+  /** Whether it stays as long as the server where there is no input. */
+  isListener: boolean;
+  /** How long an answer may take; 0 if none is due. */
+  answerTimeout: number;
+  /** How long it stays after the last answer that was due. */
+  wait: number;
+}
 
 /**
  * Sends the messages of standard input, and prints what arrives. After the end of the input it
- * stays until the answers that are due have come, each within `options.timeout`, and then until
- * nothing has arrived for `wait`. Without any input it listens for `wait`.
+ * stays until the answers that are due have come, and then for `wait`, unless it only listens.
  *
- * @param wait In milliseconds.
- * @param separator What ends a message. Without one, bytes are sent as they are read.
- * @returns How the connection was closed.
+ * @returns Whether the end was a good one. A server that is going away may leave after all answers.
  * @throws {Error} if answers did not come, or if the input is not UTF-8.
  */
-export async function pipe(
-  url: string,
-  options: ConnectOptions,
-  wait: number,
-  separator?: Separator,
-): Promise<Close> {
-  const { timeout = HANDSHAKE_TIMEOUT } = options;
-  await using websocket = await connect(url, options);
-  console.error(describeOpen(url, websocket.subprotocol));
-  const { signal } = websocket;
-  let hasSent = false;
-  /** How many messages were sent and not answered yet. */
-  let due = 0;
-  /** When something has arrived, or the input has ended. */
-  let last = 0;
+export async function pipe(url: string, options: PipeOptions): Promise<boolean> {
+  const { separator, isListener, answerTimeout, wait, messages, count } = options;
+  const leaving = new AbortController();
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let current: Connection | undefined;
+  let next = Promise.withResolvers<void>();
+  let [shown, hasInput, isRead] = [0, false, false];
   let mistake: unknown;
+  /** How many messages of the input were sent on this connection. */
+  let sent = 0;
+  /** How many messages were sent on it and not answered yet: `messages` are answered first. */
+  let due = 0;
+  /** How many messages of the input were not answered on connections that were lost. */
+  let unanswered = 0;
 
-  async function send() {
-    const input = Deno.stdin.readable.pipeThrough(new TransformStream(), { signal });
+  /** Leaves when no answer that is due has come for long enough. */
+  function restart() {
+    clearTimeout(timer);
+    if (!current || !isRead || isListener && !hasInput) return;
+    const patience = due > 0 ? answerTimeout : wait;
+    if (patience < Infinity) timer = setTimeout(() => leaving.abort(), patience);
+  }
+
+  /** Sends a message, on another connection if one was lost before the message was sent. */
+  async function send(message: string | Uint8Array): Promise<void> {
+    for (let tried: Connection | undefined;; tried = current) {
+      while (current === tried) await next.promise;
+      if (tried) unanswered = Math.max(0, unanswered - 1);
+      due++;
+      sent++;
+      try {
+        return await current?.send(message);
+      } catch (error) {
+        if (!isConnectionClosed(error)) throw error;
+      }
+    }
+  }
+
+  async function sendAll() {
     try {
-      for await (const message of separator ? readMessages(input, separator) : input) {
-        hasSent = true;
-        due++;
-        await websocket.send(message);
+      for await (const message of readMessages(Deno.stdin.readable, separator)) {
+        hasInput = true;
+        await send(message);
       }
     } catch (error) {
       // What was sent before a mistake is still answered.
-      if (!signal.aborted) mistake = error;
+      mistake = error;
     }
-    last = performance.now();
-    while (!signal.aborted && performance.now() - last < (due > 0 ? timeout : wait)) {
-      await delay(LOOK);
-    }
-    await websocket.close();
+    isRead = true;
+    restart();
   }
 
-  async function receive() {
-    for await (const message of websocket) {
-      printMessage(message, separator === undefined);
-      if (hasSent) last = performance.now();
-      // A message that comes before any was sent is not an answer.
-      if (due > 0) due--;
-    }
-  }
-
-  await Promise.all([send(), receive().catch(ignoreEnd)]);
-  const close = await websocket.closed;
-  console.error(describeEnd(close));
-  options.signal?.throwIfAborted();
+  sendAll();
+  const close = await converse(url, options, leaving.signal, {
+    tell: (line) => console.error(line),
+    show(message, time) {
+      printMessage(message, time, separator);
+      shown++;
+      // A message that comes before any was sent is not an answer, nor is one that was not due.
+      if (due === 0) return;
+      due--;
+      restart();
+    },
+    open(websocket) {
+      current = websocket;
+      unanswered += Math.min(due, sent);
+      [due, sent] = [messages.length, 0];
+      next.resolve();
+      next = Promise.withResolvers();
+      restart();
+    },
+  });
   if (mistake) throw mistake;
-  if (due > 0) throw new Error(`Messages without an answer: ${due}.`);
-  return close;
+  if (shown === count) return true;
+  const missing = due + unanswered;
+  if (missing > 0 && answerTimeout > 0) throw new Error(`Messages without an answer: ${missing}.`);
+  if (count < Infinity) throw new Error(`Messages that came: ${shown} of ${count}.`);
+  return isNormal(close) && (close.code !== 1001 || hasInput && isRead);
 }

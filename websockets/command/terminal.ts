@@ -10,27 +10,28 @@ const PROMPT = "> ";
 const NEXT_LINE = "… ";
 /** Characters that come at once only if they are pasted. A key sends fewer. */
 const MIN_PASTE = 16;
+/** Milliseconds after which a paste is over: its pieces follow each other faster. */
+const PASTE_PAUSE = 50;
 const CONTROL_CHARACTERS = /[^\P{Cc}\t\r\n]/u;
 
 /** Reads messages at the terminal, and prints lines above the one being typed. */
 export class Terminal {
   readonly #screen = new Screen();
   readonly #lines: readline.Interface;
-  readonly #left = new AbortController();
   /** What was typed of a message whose last line is not there yet. */
   #begun = "";
-
-  /** Aborts when the user leaves, and when `close` was called. */
-  readonly left: AbortSignal = this.#left.signal;
+  #isClosed = false;
+  /** What was pasted last, and is not there yet. */
+  #pasted = "";
+  #pasting: ReturnType<typeof setTimeout> | undefined;
 
   /**
    * @param signal Ends the prompt when it aborts.
    * @param take Takes a message: a line, or several where each but the last ends with `\`.
+   * @param leave Called when the user leaves, and when `close` was called.
    */
-  constructor(signal: AbortSignal | undefined, take: (message: string) => void) {
-    const keys = Object.assign(new Readable({ read() {} }), {
-      setRawMode: (isRaw: boolean) => process.stdin.setRawMode(isRaw),
-    });
+  constructor(signal: AbortSignal, take: (message: string) => void, leave: () => void) {
+    const keys = Object.assign(new Readable({ read() {} }), { setRawMode });
     const lines = readline.createInterface({
       input: keys,
       output: this.#screen,
@@ -41,24 +42,35 @@ export class Terminal {
     this.#lines = lines;
     lines.on("line", (line) => this.#takeLine(line, take));
     lines.on("close", () => {
+      clearTimeout(this.#pasting);
       process.stdin.pause();
       this.#clear();
-      this.#left.abort();
+      this.#isClosed = true;
+      leave();
     });
-    process.stdin.setEncoding("utf8").on("end", () => lines.close());
+    process.stdin.setEncoding("utf8").on("end", () => {
+      this.#paste();
+      lines.close();
+    });
     process.stdin.on("data", (text: string) => {
-      if (text.length >= MIN_PASTE && !CONTROL_CHARACTERS.test(text)) this.#paste(text);
-      else keys.emit("data", text);
+      clearTimeout(this.#pasting);
+      const isPasted = text.length >= MIN_PASTE || this.#pasted !== "";
+      if (!isPasted || CONTROL_CHARACTERS.test(text)) {
+        this.#paste();
+        return void keys.emit("data", text);
+      }
+      // The system hands a paste over in pieces, and the line is drawn once for all of them.
+      this.#pasted += text;
+      this.#pasting = setTimeout(() => this.#paste(), PASTE_PAUSE);
     });
     process.stdout.on("resize", () => this.#fit());
-    // The shell changes the terminal while this process is stopped. When it goes on, `lines` says so
-    // after Ctrl-Z, and only `process` after `kill -STOP`.
-    for (const each of [lines, process]) each.on("SIGCONT", () => this.#resume());
+    // The shell changes the terminal while this process is stopped.
+    process.on("SIGCONT", () => this.#resume());
   }
 
   /** Prints a line above the one being typed, which may take several rows and is kept. */
   tell(line: string): void {
-    if (this.left.aborted) return void this.#screen.write(`${line}\n`);
+    if (this.#isClosed) return void this.#screen.write(`${line}\n`);
     this.#fit();
     const rows = this.#clear();
     // `prompt` first goes up the rows that the typed line had, so they must be there again.
@@ -72,8 +84,8 @@ export class Terminal {
   }
 
   #resume() {
-    if (this.left.aborted) return;
-    process.stdin.setRawMode(true);
+    if (this.#isClosed) return;
+    setRawMode(true);
     this.#fit();
     this.#lines.prompt(true);
   }
@@ -87,8 +99,11 @@ export class Terminal {
     this.#lines.prompt();
   }
 
-  /** Takes a text at once. Deno's `readline` draws the whole line again for each key. */
-  #paste(text: string) {
+  /** Takes what was pasted at once. Deno's `readline` draws the whole line again for each key. */
+  #paste() {
+    const text = this.#pasted;
+    if (text === "") return;
+    this.#pasted = "";
     const { line, cursor } = this.#lines;
     const hasLines = /[\r\n]/.test(text);
     const rows = hasLines ? 0 : this.#rows;
@@ -121,13 +136,18 @@ export class Terminal {
    */
   #fit() {
     const { columns } = Deno.consoleSize();
-    if (this.left.aborted || columns === this.#screen.columns) return;
+    if (this.#isClosed || columns === this.#screen.columns) return;
     const before = this.#rows;
     this.#screen.columns = columns;
     // `prompt` goes up the rows that the line had before.
     this.#screen.write("\n".repeat(Math.max(0, before - this.#rows)));
     this.#lines.prompt(true);
   }
+}
+
+/** Leaves Ctrl-C to the system, where it can: as a key it would not be read while messages flood in. */
+function setRawMode(isRaw: boolean) {
+  Deno.stdin.setRaw(isRaw, { cbreak: Deno.build.os !== "windows" });
 }
 
 /** Standard output as `readline` sees it: with the width for which the typed line was drawn. */

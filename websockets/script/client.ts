@@ -6,15 +6,15 @@ import { mayPass, Pauses, type RetryOptions } from "../reconnect.ts";
 import { advise } from "./advice.ts";
 import { type Flags, type FlagValues, parseFlags, usageError } from "./flags.ts";
 import { printAll } from "./print.ts";
-import { interruption, runScript, usageOf } from "./run.ts";
+import { Interruption, runScript, usageOf } from "./run.ts";
 
 /** Milliseconds for which `whileAway` tries again: a restart takes less. */
 const PATIENCE = 10_000;
 
 /**
  * Runs a client. It is told the URL and the flags of the command line, and a signal that aborts on
- * Ctrl-C. When it is done, the process ends with 0. A mistake is told in one line, and the process
- * ends with 1, or 2 if a flag or the URL is wrong.
+ * Ctrl-C and SIGTERM, half a second before the process ends. When `main` is done, the process ends
+ * with 0. A mistake is told in one line, and the process ends with 1, or 2 if a flag or the URL is wrong.
  *
  * @param server The URL unless another one is given.
  */
@@ -30,7 +30,7 @@ export async function runClient<const Own extends Flags>(
     if (positionals.length > 1) throw usageError("One URL is enough.");
     [url = server] = positionals;
     printAll();
-    await main(url, values, interruption());
+    await main(url, values, new Interruption().signal);
     Deno.exit(0);
   }, (error) => advise(error, url));
 }

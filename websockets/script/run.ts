@@ -1,11 +1,24 @@
-// What runs a script: its usage, its mistakes in one line, and Ctrl-C.
+// What runs a script: its usage, its mistakes in one line, and the signals that end a client.
 
+import { delay } from "@std/async";
 import process from "node:process";
 import { printable } from "../log.ts";
 import { describeFlags, type Flags } from "./flags.ts";
 
-/** Thrown out of a script that Ctrl-C has told to end. */
-class Interrupted extends Error {}
+/** Milliseconds after an interruption in which a server may answer the Close frame. */
+const GRACE = 500;
+/** More reads than the runtime makes in several turns (tokio lets a task make 128 in one). */
+const READS = 1024;
+
+/** Thrown out of a script that is told to end. */
+class Interrupted extends Error {
+  readonly exitCode: number;
+
+  constructor(exitCode: number) {
+    super("Interrupted.");
+    this.exitCode = exitCode;
+  }
+}
 
 /**
  * The usage of a script.
@@ -36,7 +49,7 @@ export async function runScript(
   try {
     await main();
   } catch (error) {
-    if (error instanceof Interrupted) Deno.exit(130);
+    if (error instanceof Interrupted) Deno.exit(error.exitCode);
     // This is what a shell reports of a program that ends because nobody reads its output.
     if (error instanceof Deno.errors.BrokenPipe) Deno.exit(141);
     if (!(error instanceof Error)) throw error;
@@ -56,9 +69,36 @@ export async function runScript(
   }
 }
 
-/** A signal that aborts on Ctrl-C, after which `runScript` ends with 130. A second one ends at once. */
-export function interruption(): AbortSignal {
-  const interrupt = new AbortController();
-  process.once("SIGINT", () => interrupt.abort(new Interrupted()));
-  return interrupt.signal;
+/**
+ * What Ctrl-C and SIGTERM do to a client: `signal` aborts, and the process ends soon, whatever a
+ * server still sends, with the exit code of that signal. A second one ends it at once.
+ */
+export class Interruption {
+  readonly #controller = new AbortController();
+  /** Aborts when the client is told to end. */
+  readonly signal: AbortSignal = this.#controller.signal;
+
+  /** @param exitCode The exit code after Ctrl-C, which is 130 in a shell. */
+  constructor(exitCode = 130) {
+    process.once("SIGINT", () => this.#end(exitCode));
+    process.once("SIGTERM", () => this.#end(143));
+  }
+
+  #end(exitCode: number) {
+    this.#controller.abort(new Interrupted(exitCode));
+    setTimeout(() => Deno.exit(exitCode), GRACE);
+  }
+}
+
+/**
+ * Lets signals and timers have their turn. While small messages flood in, a turn of the runtime may
+ * take half a minute, because it ends after a number of reads only. Reads of a channel count as well.
+ */
+export async function endTurn(): Promise<void> {
+  const { port1, port2 } = new MessageChannel();
+  for (let count = 0; count < READS; count++) port1.postMessage(null);
+  port2.onmessage = () => {};
+  await delay(0);
+  port1.close();
+  port2.close();
 }

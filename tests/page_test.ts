@@ -1188,10 +1188,11 @@ for (const kind of ["English", "Chinese"] as const) {
           for (const message of missed) await rooms.push("", message);
           await page.evaluate("dispatchEvent(new Event('online'))");
           await page.locator("[data-state=open]").waitFor();
-          await rooms.push("", "new");
-          await eventually(async () => assertEquals((await texts()).at(-1), "new"));
+          const end = `after ${missed.length}`;
+          await rooms.push("", end);
+          await eventually(async () => assertEquals((await texts()).at(-1), end));
           const here = missed.slice(missed.length - Number(told[0].source));
-          assertEquals((await texts()).slice(before.length), [...here, "new"]);
+          assertEquals((await texts()).slice(before.length), [...here, end]);
           const missing = kind === "English"
             ? "Missed messages that are here now: "
             : "现已补上的消息：";

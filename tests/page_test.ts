@@ -580,6 +580,10 @@ test(
       const state = await page.evaluate(`connect.click(), document.body.dataset.state`);
       assertEquals(state, "closed");
       assertEquals(await page.innerText("#connect"), "Connect");
+      // What had arrived before is drawn in the next frame.
+      await page.evaluate(
+        "new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)))",
+      );
       const shown = await count(page, "received");
       await flood;
       await connection.write(new Uint8Array([0x88, 0x02, 0x03, 0xe8]));

@@ -68,7 +68,7 @@ if (import.meta.main) {
     "history-timeout SECONDS": "how long an empty room keeps it (60)",
     "nats URL": "join the servers at this NATS server, such as nats://127.0.0.1:4222",
     "subject NAME": "the NATS subject that their rooms have in common (broadcast)",
-    "replay": "keep messages in NATS JetStream, so that clients can follow on each server",
+    replay: "with --nats: keep messages in JetStream, so that clients can follow on each server",
   };
   // The page follows by itself, where messages are given again after a loss.
   const page = () => rooms.canReplay ? html.replace("<html", "<html data-replay") : html;

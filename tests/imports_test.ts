@@ -35,8 +35,9 @@ const COMMAND = [
   ...["command/interact.ts", "command/pipe.ts", "command/command.ts"],
 ];
 const NATS = [
-  ...["nats/transport.ts", "nats/connect.ts", "nats/link.ts", "nats/rooms.ts", "nats/outgoing.ts"],
-  ...["nats/stream.ts", "nats/publisher.ts", "nats/replayed_room.ts", "nats/replay.ts", "nats.ts"],
+  ...["nats/transport.ts", "nats/connect.ts", "nats/link.ts", "nats/rooms.ts", "nats/waiting.ts"],
+  ...["nats/outgoing.ts", "nats/stream.ts", "nats/publisher.ts", "nats/replayed_room.ts"],
+  ...["nats/replay.ts", "nats.ts"],
 ];
 const SCRIPTS = ["server.ts", "client.ts", "broadcast_server.ts"];
 

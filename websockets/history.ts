@@ -67,8 +67,10 @@ export class History {
       throw new RangeError(`${number} is no number after ${this.#last}.`);
     }
     this.#last = number;
-    if (this.maxBytes === 0) this.#gone = number;
-    if (this.maxBytes === 0) return undefined;
+    if (this.maxBytes === 0) {
+      this.#gone = number;
+      return undefined;
+    }
     const content = join(this.position, message);
     const isText = typeof content === "string";
     this.#keep({ number, bytes: isText ? copyOf(content) : content, isText, next: undefined });

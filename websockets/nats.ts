@@ -4,22 +4,21 @@
 // they are, so that any program that speaks NATS can take part.
 
 import type { Subscription } from "@nats-io/nats-core/internal";
-import { deadline } from "@std/async";
 import type { Message } from "./message.ts";
 import type { ServeOptions } from "./options.ts";
 import type { LinkOptions } from "./nats/connect.ts";
 import { Link } from "./nats/link.ts";
-import { type Budget, Outgoing } from "./nats/outgoing.ts";
+import { Outgoing } from "./nats/outgoing.ts";
 import { ReplayRelay } from "./nats/replay.ts";
 import {
   checkSubject,
-  JOIN_TIMEOUT,
   Losses,
   type RelayedRooms,
   type RelayOptions,
   roomSubject,
-  tellNotJoined,
+  untilJoined,
 } from "./nats/rooms.ts";
+import type { Budget } from "./nats/waiting.ts";
 import type { RoomRelay } from "./room_relay.ts";
 
 export {
@@ -79,7 +78,7 @@ export class Relay implements RoomRelay {
    * @returns The same server.
    */
   join<Joined extends Budget>(server: Joined): Joined {
-    this.#outgoing.countIn(server);
+    this.#outgoing.waiting.countIn(server);
     return server;
   }
 
@@ -117,16 +116,13 @@ export class Relay implements RoomRelay {
         callback: (error, { subject, data }) => void (error ?? this.#receive(name, subject, data)),
       },
     );
-    const joined = deadline(this.#link.nats.flush(), JOIN_TIMEOUT).catch((error: Error) => {
-      if (error.name === "TimeoutError") tellNotJoined(this.#link, name);
-    });
-    return { subscription, joined };
+    return { subscription, joined: untilJoined(this.#link.nats.flush(), this.#link, name) };
   }
 
   #receive(name: string, subject: string, data: Uint8Array) {
     const isText = subject.endsWith(".text");
     if (!isText && !subject.endsWith(".binary")) return;
-    if (this.#outgoing.isFull) return void this.#untaken.add();
+    if (this.#outgoing.waiting.isFull) return void this.#untaken.add();
     // It is a copy, so that a handler may keep it without all that was read beside it.
     const message = isText ? this.#decoder.decode(data) : new Uint8Array(data).buffer;
     Promise.try(() => this.#options.rooms.receive(name, message)).catch((error) => {

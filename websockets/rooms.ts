@@ -3,17 +3,17 @@
 import type { Acceptor } from "./accept.ts";
 import type { Connection } from "./connection.ts";
 import { ConnectionClosed } from "./connection_closed.ts";
-import { History } from "./history.ts";
 import { refuse } from "./handshake.ts";
+import { History } from "./history.ts";
 import type { Message } from "./message.ts";
 import { checkSeconds, checkWhole, type ServeOptions } from "./options.ts";
 import { Room } from "./room.ts";
 import type { KeptMessages, RoomRelay } from "./room_relay.ts";
 
 /** Bytes that a room keeps: some thousands of short texts, or one message of the largest size. */
-export const MAX_HISTORY: number = 2 * 1024 ** 2;
+const MAX_HISTORY = 2 * 1024 ** 2;
 /** Seconds that an empty room keeps them: clients try again after 30 s at the latest. */
-export const HISTORY_TIMEOUT = 60;
+const HISTORY_TIMEOUT = 60;
 /** Empty rooms that keep something, at the most: as many as a server has clients. */
 const MAX_EMPTY_ROOMS = 10_000;
 
@@ -212,7 +212,7 @@ export class Rooms {
   }
 }
 
-/** What a handshake says as \`after\`. */
+/** What a handshake says as `after`. */
 function afterOf({ url }: Request): string | null {
   return new URL(url).searchParams.get("after");
 }

@@ -1,26 +1,16 @@
 // What this server has to say to the others: it waits here, in order, until NATS confirms it.
 
 import { deadline, delay } from "@std/async";
-import type { Server } from "../serve.ts";
 import type { Link } from "./link.ts";
-
-/** Bytes that may wait for NATS. With more, handlers wait; while NATS is away, more is lost. */
-export const MAX_OUTGOING: number = 4 * 1024 ** 2;
-/** Bytes that NATS is to confirm at once. They are few, because a ping of nats.js waits behind them. */
-export const BATCH: number = 1024 ** 2;
-/** Bytes that a message takes while it waits, beside its content. */
-export const QUEUED_COST = 128;
-
-/** Where what waits for NATS counts as well: the server whose clients have said it. */
-export type Budget = Pick<Server, "isFull" | "countWaiting">;
+import { BATCH, MAX_OUTGOING, QUEUED_COST, Waiting } from "./waiting.ts";
 
 /** What waits for NATS. */
 export class Outgoing {
-  #budget?: Budget;
+  /** How much waits. */
+  readonly waiting: Waiting = new Waiting();
   readonly #link: Link;
   /** Nobody waits for one of these messages when it is `done`. */
-  #waiting: { subject: string; bytes: Uint8Array; done(): void }[] = [];
-  #waitingBytes = 0;
+  #queue: { subject: string; bytes: Uint8Array; done(): void }[] = [];
   #published = Promise.resolve();
   /** How many messages were lost since that was last told. */
   #lost = 0;
@@ -32,19 +22,8 @@ export class Outgoing {
     this.#link = link;
   }
 
-  /** Whether too much waits for the clients of this server. */
-  get isFull(): boolean {
-    return this.#budget?.isFull === true;
-  }
-
   get #pause(): number {
     return Math.max(0, this.#settledAt - performance.now());
-  }
-
-  /** Counts what waits, and what will wait, in this budget. */
-  countIn(budget: Budget): void {
-    budget.countWaiting(this.#waitingBytes);
-    this.#budget = budget;
   }
 
   /** Sends a message after all others. Where much waits, this waits for NATS. */
@@ -54,15 +33,15 @@ export class Outgoing {
       return this.#report();
     }
     const size = bytes.length + QUEUED_COST;
-    const isMuch = this.#waitingBytes + size > MAX_OUTGOING || this.isFull;
+    const isMuch = this.waiting.bytes + size > MAX_OUTGOING || this.waiting.isFull;
     const isAway = this.#link.isAway || this.#pause > 0;
     // A message that is larger than all that may wait is let through where nothing waits.
-    if (isAway && isMuch && this.#waiting.length > 0) return void this.#lost++;
+    if (isAway && isMuch && this.#queue.length > 0) return void this.#lost++;
     const { promise, resolve } = Promise.withResolvers<void>();
-    this.#waiting.push({ subject, bytes, done: resolve });
-    this.#count(size);
+    this.#queue.push({ subject, bytes, done: resolve });
+    this.waiting.count(size);
     // All that follow are published with the first one.
-    if (this.#waiting.length === 1) this.#publishSoon();
+    if (this.#queue.length === 1) this.#publishSoon();
     if (isMuch && !isAway) await promise;
   }
 
@@ -78,32 +57,27 @@ export class Outgoing {
     this.#publishSoon();
   }
 
-  #count(bytes: number) {
-    this.#waitingBytes += bytes;
-    this.#budget?.countWaiting(bytes);
-  }
-
   #publishSoon() {
     this.#published = this.#published.then(() => this.#publishWaiting());
   }
 
   async #publishWaiting() {
-    while (!this.#link.isAway && this.#waiting.length > 0) {
+    while (!this.#link.isAway && this.#queue.length > 0) {
       if (this.#pause > 0) await delay(this.#pause);
       else await this.#publishBatch();
     }
-    for (const { done } of this.#waiting) done();
+    for (const { done } of this.#queue) done();
     if (!this.#link.isAway) this.#report();
   }
 
   async #publishBatch() {
     let [count, size] = [0, 0];
-    for (const { bytes } of this.#waiting) {
+    for (const { bytes } of this.#queue) {
       if (size >= BATCH) break;
       size += bytes.length + QUEUED_COST;
       count++;
     }
-    const taken = this.#waiting.splice(0, count);
+    const taken = this.#queue.splice(0, count);
     // NATS may take only smaller messages since it is back.
     const batch = taken.filter(({ bytes }) => bytes.length <= this.#link.maxMessage);
     // All of it counts as lost until NATS has confirmed it.
@@ -115,7 +89,7 @@ export class Outgoing {
     } catch {
       // NATS is away again, and some of the messages may have arrived.
     }
-    this.#count(-size);
+    this.waiting.count(-size);
     for (const { done } of taken) done();
   }
 
@@ -129,9 +103,9 @@ export class Outgoing {
   /** Publishes what still waits for `timeout` milliseconds at the most, and counts the rest. */
   async close(timeout: number): Promise<void> {
     await deadline(this.#published, this.#pause + timeout).catch(() => {});
-    for (const { bytes, done } of this.#waiting.splice(0)) {
+    for (const { bytes, done } of this.#queue.splice(0)) {
       this.#lost++;
-      this.#count(-bytes.length - QUEUED_COST);
+      this.waiting.count(-bytes.length - QUEUED_COST);
       done();
     }
     this.#isClosed = true;

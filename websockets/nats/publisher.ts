@@ -4,20 +4,20 @@ import { abortable, deadline, delay } from "@std/async";
 import { ConnectionClosed } from "../connection_closed.ts";
 import { bytesOf, type Message } from "../message.ts";
 import type { Link } from "./link.ts";
-import { BATCH, type Budget, MAX_OUTGOING, QUEUED_COST } from "./outgoing.ts";
 import { Losses } from "./rooms.ts";
 import { DUPLICATE_WINDOW, isUnheard, RefusedError, type Stream } from "./stream.ts";
+import { BATCH, MAX_OUTGOING, QUEUED_COST, Waiting } from "./waiting.ts";
 
 /** Milliseconds that a message waits at the most: NATS would not know it again much later. */
 const MAX_WAIT = DUPLICATE_WINDOW / 2;
 
 /** Sends messages, and each of them again until it is confirmed. */
 export class Publisher {
+  /** How much waits. */
+  readonly waiting: Waiting = new Waiting();
   readonly #link: Link;
   readonly #stream: Stream;
   readonly #lost: Losses;
-  #budget?: Budget;
-  #waitingBytes = 0;
   /** Done when the message before the next one is on its way. */
   #sent = Promise.resolve();
   #sentBytes = 0;
@@ -30,17 +30,6 @@ export class Publisher {
     this.#lost = new Losses(link, "Messages not said, and told so to their senders");
   }
 
-  /** Whether too much waits for the clients of this server. */
-  get isFull(): boolean {
-    return this.#budget?.isFull === true;
-  }
-
-  /** Counts what waits, and what will wait, in this budget. */
-  countIn(budget: Budget): void {
-    budget.countWaiting(this.#waitingBytes);
-    this.#budget = budget;
-  }
-
   /**
    * Says a message after all others. Done when it is kept: its position.
    *
@@ -48,7 +37,7 @@ export class Publisher {
    */
   async publish(room: string, message: Message): Promise<string> {
     const size = bytesOf(message) + QUEUED_COST;
-    const isMuch = this.#waitingBytes > 0 && this.#waitingBytes + size > MAX_OUTGOING;
+    const isMuch = this.waiting.bytes > 0 && this.waiting.bytes + size > MAX_OUTGOING;
     if (this.#closing.signal.aborted || this.#link.isAway && isMuch) {
       throw this.#lose("too much waits");
     }
@@ -56,7 +45,7 @@ export class Publisher {
     const sent = Promise.withResolvers<void>();
     this.#sent = sent.promise;
     const end = performance.now() + MAX_WAIT;
-    this.#count(size);
+    this.waiting.count(size);
     try {
       await before;
       while (this.#sentBytes > BATCH) await this.#confirmed.promise;
@@ -65,7 +54,7 @@ export class Publisher {
         .finally(() => this.#sentBytes -= size);
     } finally {
       sent.resolve();
-      this.#count(-size);
+      this.waiting.count(-size);
       this.#confirmed.resolve();
       this.#confirmed = Promise.withResolvers();
     }
@@ -105,19 +94,14 @@ export class Publisher {
     return new ConnectionClosed({ code: 1013, reason: "NATS has not confirmed a message." });
   }
 
-  #count(bytes: number) {
-    this.#waitingBytes += bytes;
-    this.#budget?.countWaiting(bytes);
-  }
-
   /** Waits `timeout` milliseconds at the most until all is confirmed, and gives up what is not. */
   async close(timeout: number): Promise<void> {
     const end = performance.now() + timeout;
-    while (this.#waitingBytes > 0 && performance.now() < end) {
+    while (this.waiting.bytes > 0 && performance.now() < end) {
       await deadline(this.#confirmed.promise, end - performance.now()).catch(() => {});
     }
     this.#closing.abort();
-    while (this.#waitingBytes > 0) await this.#confirmed.promise;
+    while (this.waiting.bytes > 0) await this.#confirmed.promise;
     this.#lost.report();
   }
 }

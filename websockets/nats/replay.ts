@@ -7,11 +7,11 @@ import type { Message } from "../message.ts";
 import type { ServeOptions } from "../options.ts";
 import type { RoomRelay } from "../room_relay.ts";
 import type { Link } from "./link.ts";
-import type { Budget } from "./outgoing.ts";
 import { Publisher } from "./publisher.ts";
 import { ReplayedRoom, type RoomSource } from "./replayed_room.ts";
-import { JOIN_TIMEOUT, Losses, type RelayedRooms, tellNotJoined } from "./rooms.ts";
+import { Losses, type RelayedRooms, untilJoined } from "./rooms.ts";
 import { Stream } from "./stream.ts";
+import type { Budget } from "./waiting.ts";
 
 /** The way to the other servers that keeps one order. */
 export class ReplayRelay implements RoomRelay {
@@ -24,7 +24,7 @@ export class ReplayRelay implements RoomRelay {
     this.#link = link;
     this.#publisher = new Publisher(link, stream);
     const failures = new Losses(link, "Attempts to read what was said that failed");
-    this.#source = { link, stream, rooms, failures, isFull: () => this.#publisher.isFull };
+    this.#source = { link, stream, rooms, failures, isFull: () => this.#publisher.waiting.isFull };
     link.follow({
       back: () => this.#rooms.forEach(({ room }) => room.resume()),
       // What was refused is told to its sender.
@@ -49,7 +49,7 @@ export class ReplayRelay implements RoomRelay {
    * @returns The same server.
    */
   join<Joined extends Budget>(server: Joined): Joined {
-    this.#publisher.countIn(server);
+    this.#publisher.waiting.countIn(server);
     return server;
   }
 
@@ -81,10 +81,7 @@ export class ReplayRelay implements RoomRelay {
   #open(name: string) {
     return this.#rooms.getOrInsertComputed(name, () => {
       const room = new ReplayedRoom(name, this.#source);
-      const joined = deadline(room.update(), JOIN_TIMEOUT).catch((error: Error) => {
-        if (error.name === "TimeoutError") tellNotJoined(this.#link, name);
-      });
-      return { room, joined };
+      return { room, joined: untilJoined(room.update(), this.#link, name) };
     });
   }
 

@@ -1,6 +1,6 @@
 // What both ways to join rooms through NATS share: how a room is called, and lines about it.
 
-import { delay } from "@std/async";
+import { deadline, delay } from "@std/async";
 import { printable } from "../log.ts";
 import type { Message } from "../message.ts";
 import type { KeptMessages } from "../room_relay.ts";
@@ -8,7 +8,7 @@ import type { LinkOptions } from "./connect.ts";
 import { type Link, syntaxError } from "./link.ts";
 
 /** Milliseconds that a newcomer waits at the most until its room is joined. */
-export const JOIN_TIMEOUT = 1_000;
+const JOIN_TIMEOUT = 1_000;
 /** Milliseconds between lines that count what was not taken. */
 const REPORT_INTERVAL = 1_000;
 
@@ -46,10 +46,19 @@ export function checkSubject(subject: string): void {
   throw syntaxError(`A NATS subject is words with dots between them, not "${subject}".`);
 }
 
-/** Tells that a newcomer does not wait for its room any longer. */
-export function tellNotJoined({ options }: Link, name: string): void {
-  const room = name ? `Room ${name}` : "The common room";
-  options.log(`${room} is not joined yet, because NATS does not answer.`);
+/** Waits until a room is joined, or for a second, and then tells that it is not joined yet. */
+export async function untilJoined(
+  joining: Promise<void>,
+  { options }: Link,
+  name: string,
+): Promise<void> {
+  try {
+    await deadline(joining, JOIN_TIMEOUT);
+  } catch (error) {
+    if ((error as Error).name !== "TimeoutError") return;
+    const room = name ? `Room ${name}` : "The common room";
+    options.log(`${room} is not joined yet, because NATS does not answer.`);
+  }
 }
 
 /** Counts what is lost, and tells how many they are a little later. */

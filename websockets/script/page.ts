@@ -6,9 +6,13 @@ import type { ProcessRequest } from "../options.ts";
 /** What a page says itself of what it may do: that is repeated in a header. */
 const PAGE_POLICY = /<meta\s+http-equiv="Content-Security-Policy"\s+content="([^"]*)"/;
 
-/** A `processRequest` that answers `GET /` with a page in HTML, or with what a function gives. */
-export function servePage(page: string | (() => string)): ProcessRequest {
-  const [, policy] = (typeof page === "string" ? page : page()).match(PAGE_POLICY) ?? [];
+/** A page in HTML, or a function that gives it for each request. */
+export type ServedPage = string | (() => string);
+
+/** A `processRequest` that answers `GET /` with a page. */
+export function servePage(page: ServedPage): ProcessRequest {
+  const give = typeof page === "string" ? () => page : page;
+  const [, policy] = give().match(PAGE_POLICY) ?? [];
   // A page that another site frames could be made to connect by a click there, and a page can't
   // forbid that by itself.
   const headers = {
@@ -18,6 +22,6 @@ export function servePage(page: string | (() => string)): ProcessRequest {
   return (request) => {
     const mayBePage = ["GET", "HEAD"].includes(request.method) && !isHandshake(request);
     const isPage = mayBePage && new URL(request.url).pathname === "/";
-    return isPage ? new Response(typeof page === "string" ? page : page(), { headers }) : undefined;
+    return isPage ? new Response(give(), { headers }) : undefined;
   };
 }

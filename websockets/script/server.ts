@@ -8,7 +8,7 @@ import { IDLE_TIMEOUT, MAX_CLIENTS, MAX_MESSAGE, type ServeOptions } from "../op
 import type { Server } from "../serve.ts";
 import { requireToken } from "../token.ts";
 import { type Flags, type FlagValues, parseFlags, usageError } from "./flags.ts";
-import { servePage } from "./page.ts";
+import { type ServedPage, servePage } from "./page.ts";
 import { silence } from "./print.ts";
 import { runScript, usageOf } from "./run.ts";
 
@@ -34,8 +34,8 @@ const MAX_SYSTEM_PORT = 1023;
 
 /** What a script says of its server. */
 export interface RunServerOptions<Own extends Flags> extends ServeOptions {
-  /** The page that `GET /` is answered with, in HTML, or a function that gives it. */
-  page?: string | (() => string);
+  /** The page that `GET /` is answered with. */
+  page?: ServedPage;
   /** The flags of this script, in addition to those of every server. */
   flags?: Own;
   /** Called when all clients have left, before the process ends. */
@@ -77,7 +77,7 @@ export async function runServer<const Own extends Flags>(
  */
 export function withFlags(
   given: ServeOptions & { port: number },
-  page: string | (() => string) | undefined,
+  page: ServedPage | undefined,
   values: FlagValues<typeof SERVER_FLAGS>,
 ): Settings {
   const { cert, key, origin = [], "token-file": tokenFile } = values;

@@ -5,7 +5,7 @@ import { delay } from "@std/async";
 import type { Handler } from "websockets";
 import { parseHeaders } from "../websockets/command/command.ts";
 import { readMessages, type Separator, show } from "../websockets/command/input_output.ts";
-import { eventually, freePort, Inbox, startServer, within } from "./helpers.ts";
+import { eventually, freePort, Inbox, startServer, startServerAt, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { Script } from "./programs.ts";
 import {
@@ -446,7 +446,7 @@ test(
     await using early = new Script("websockets", [`ws://localhost:${port}`, ...flags]);
     assertEquals(await early.end(), 1);
 
-    let first = startServer(echo(), { port });
+    let first = await startServerAt(port, echo());
     // It has no input.
     await using listener = new Script("websockets", [first.url, ...flags]);
     for (let run = 0; run < 3; run++) {
@@ -455,7 +455,7 @@ test(
       }
       await first[Symbol.asyncDispose]();
       await listener.errors.next((line) => line.endsWith("Connecting again …"));
-      first = startServer(echo(), { port });
+      first = await startServerAt(port, echo());
     }
     assertEquals(await listener.lines.next(), "subscribe red");
     listener.kill("SIGTERM");
@@ -478,7 +478,7 @@ test(
   "with --reconnect a line goes to the server that is there then",
   async () => {
     const port = freePort();
-    const first = startServer(echo(), { port });
+    const first = await startServerAt(port, echo());
     await using command = new Script("websockets", [first.url, "--reconnect"], undefined, "piped");
     await command.errors.next((line) => line.startsWith("Connected"));
     const writer = command.stdin.getWriter();
@@ -489,7 +489,7 @@ test(
     await command.errors.next((line) => line.endsWith("Connecting again …"));
     await type("to the second");
     await writer.close();
-    await using _second = startServer(echo(), { port });
+    await using _second = await startServerAt(port, echo());
     assertEquals(await command.lines.next(), "to the second");
     assertEquals(await command.end(), 0);
   },

@@ -96,6 +96,15 @@ export function startServer(handler: Handler, options: ServeOptions = {}): TestS
   };
 }
 
+/**
+ * Starts a server at a port that was free before. It is tried again where the port is taken: a program
+ * that this process is just starting holds the descriptors of this process for a moment, also that of
+ * a listener which is closed by now.
+ */
+export function startServerAt(port: number, handler: Handler): Promise<TestServer> {
+  return eventually(() => startServer(handler, { port }));
+}
+
 /** A client that keeps what it receives. */
 export class TestClient implements AsyncDisposable {
   readonly messages = new Inbox<string | ArrayBuffer>();

@@ -69,8 +69,9 @@ async function readUpTo(text: string, connection: Deno.TcpConn): Promise<void> {
 }
 
 /** Listens in the place of NATS, and does to those who connect what a test wants. */
-function listenAt(port: number, speak: (connection: Deno.TcpConn) => Promise<void>) {
-  const listener = Deno.listen({ hostname: "127.0.0.1", port });
+async function listenAt(port: number, speak: (connection: Deno.TcpConn) => Promise<void>) {
+  // A program that this process is just starting may still hold a listener that is closed.
+  const listener = await eventually(() => Deno.listen({ hostname: "127.0.0.1", port }));
   const connections: Deno.TcpConn[] = [];
   const listen = async () => {
     for await (const connection of listener) {
@@ -346,7 +347,7 @@ natsTest("with TLS, only what is encrypted counts, and only for the right host",
   await broker.start("--tls", "--tlscert", cert, "--tlskey", key);
   const port = freePort();
   // It stands between a server and NATS, and adds a line of its own to the greeting.
-  await using _between = listenAt(port, async (connection) => {
+  await using _between = await listenAt(port, async (connection) => {
     const nats = await Deno.connect({ hostname: "127.0.0.1", port: broker.port });
     const greeting = new Uint8Array(1000);
     const count = await nats.read(greeting);
@@ -613,7 +614,7 @@ test(
   "a client that waits for a slow NATS goes on though others speak",
   async () => {
     const port = freePort();
-    await using _broker = pretendBroker(port, async (connection) => {
+    await using _broker = await pretendBroker(port, async (connection) => {
       const bytes = new Uint8Array(64 * 1024);
       for (let text = ""; true; text = text.slice(text.lastIndexOf("\n") + 1)) {
         const count = await connection.read(bytes);
@@ -703,7 +704,7 @@ natsTest("a NATS that refuses for a while is back once, and nothing is lost", as
   const refuse = async () => {
     await broker.stop();
     const attempts = new Inbox<string>();
-    await using _refusing = pretendBroker(broker.port, async (connection) => {
+    await using _refusing = await pretendBroker(broker.port, async (connection) => {
       const bytes = new Uint8Array(1000);
       await connection.read(bytes);
       await connection.write(new TextEncoder().encode("-ERR 'Authorization Violation'\r\n"));
@@ -818,7 +819,7 @@ test(
   "what another program sends in place of NATS is told in the log, disarmed",
   async () => {
     const port = freePort();
-    await using _broker = pretendBroker(port, async (connection) => {
+    await using _broker = await pretendBroker(port, async (connection) => {
       await readUpTo("PING", connection);
       await write("PONG\r\n\x1b[31mred\x07\r\n", connection);
     });
@@ -851,7 +852,7 @@ test({ needs: "net" }, "what is no NATS is told in one line", async () => {
     ["it offers no TLS", (connection) => write(GREETING, connection)],
   ];
   for (const [reason, speak] of cases) {
-    await using _listener = listenAt(port, speak);
+    await using _listener = await listenAt(port, speak);
     const scheme = reason.includes("TLS") ? "tls" : "nats";
     const { message } = await assertRejects(
       () => startRelay(`${scheme}://127.0.0.1:${port}`, { timeout: 300 }),
@@ -864,7 +865,7 @@ test({ needs: "net" }, "what is no NATS is told in one line", async () => {
 test({ needs: "net" }, "a connection that nats.js reads no more is closed", async () => {
   const port = freePort();
   const ended = Promise.withResolvers<void>();
-  await using _broker = pretendBroker(port, (connection) => {
+  await using _broker = await pretendBroker(port, (connection) => {
     return readUpTo("nothing", connection).finally(() => ended.resolve());
   });
   const transport = new SocketTransport();
@@ -924,7 +925,7 @@ test({ needs: "net" }, "no error of its connection ends a server", async () => {
     (connection) => write("PONG\r\nMSG red 1 99999999999\r\n", connection),
     (connection) => write("-ERR 'Authorization Violation'\r\n", connection),
   ];
-  await using _broker = pretendBroker(port, async (connection) => {
+  await using _broker = await pretendBroker(port, async (connection) => {
     attempts.put(round);
     if (round++ === 0) await refuseLate(connection);
     else await acts[round % acts.length](connection);
@@ -946,7 +947,7 @@ test({ needs: "net" }, "no error of its connection ends a server", async () => {
 
 test({ needs: "net" }, "a relay may close as soon as NATS is lost", async () => {
   const port = freePort();
-  await using _broker = pretendBroker(port, async (connection) => {
+  await using _broker = await pretendBroker(port, async (connection) => {
     await refuseLate(connection);
     connection.close();
   });
@@ -976,7 +977,8 @@ natsTest("a relay changes nothing of the process that it runs in", async (broker
 natsTest("an attempt that is not greeted leaves no connection behind", async (broker) => {
   await using _relay = await startRelay(broker.url, { timeout: 50 });
   await broker.stop();
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: broker.port });
+  const { port } = broker;
+  using listener = await eventually(() => Deno.listen({ hostname: "127.0.0.1", port }));
   for (let count = 0; count < 5; count++) {
     using connection = await listener.accept();
     const end = connection.read(new Uint8Array(1));

@@ -706,11 +706,12 @@ test({ needs: "net" }, "`await using` stops a server at the end of its block", a
   let isReturned = false;
   let client: TestClient;
   {
-    await using server = serve(async (websocket, request) => {
+    const handler: Handler = async (websocket, request) => {
       await echo(websocket, request);
       await delay(20);
       isReturned = true;
-    }, { port });
+    };
+    await using server = await eventually(() => serve(handler, { port }));
     client = await TestClient.open(urlOf(server));
     client.send("hello");
     await client.next();
@@ -718,7 +719,7 @@ test({ needs: "net" }, "`await using` stops a server at the end of its block", a
   assert(isReturned);
   assertEquals((await within(client.closed, "the close")).code, 1001);
   // The port is free again.
-  await using _next = serve(echo, { port });
+  await using _next = await eventually(() => serve(echo, { port }));
 });
 
 test({ needs: "net" }, "The server stops: `signal` stops it as `shutdown` does", async () => {

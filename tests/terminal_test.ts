@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/assert";
 import type { Connection } from "websockets";
-import { eventually, freePort, Inbox, startServer } from "./helpers.ts";
+import { eventually, freePort, Inbox, startServer, startServerAt } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { echo, Flood, listen, listenRaw } from "./peers.ts";
 import { start, startQuick, Terminal } from "./terminal.ts";
@@ -164,14 +164,14 @@ test(
   "a line typed while there is no connection is not sent, and the history has it",
   async () => {
     const events = new Inbox<string>();
-    const first = startServer(echo(), { port: freePort() });
+    const first = await startServerAt(freePort(), echo());
     await using terminal = new Terminal(startQuick(first.url));
     await terminal.shows("> ");
     await first[Symbol.asyncDispose]();
     await terminal.shows("Connecting again …");
     await terminal.type("lost?\r");
     await terminal.shows("Not sent: ");
-    await using _second = startServer(listen(events), { port: first.port });
+    await using _second = await startServerAt(first.port, listen(events));
     await terminal.shows(`Connected to ${first.url}.`);
     await terminal.type("new\r");
     assertEquals(await events.next(), "new");

@@ -8,7 +8,7 @@ import { withoutSecrets } from "../websockets/failures.ts";
 import { advise } from "../websockets/script/advice.ts";
 import { Inbox, startServer, within } from "./helpers.ts";
 import { test } from "./needs.ts";
-import { echo, listen, listenRaw, serveBare, switchProtocols } from "./peers.ts";
+import { echo, letGo, listen, listenRaw, serveBare, switchProtocols } from "./peers.ts";
 
 // `connect`.
 
@@ -102,6 +102,7 @@ test({ needs: "net" }, "a server that takes nothing for `timeout` is lost", asyn
   const close = await within(websocket.closed, "the end");
   assertEquals(close, { code: 1006, reason: "The server took nothing for too long." });
   assert(isLost(close));
+  await letGo(connection);
 });
 
 test({ needs: "net" }, "a server that does not answer the Close frame is given up", async () => {
@@ -111,6 +112,7 @@ test({ needs: "net" }, "a server that does not answer the Close frame is given u
   await connection.write(await switchProtocols(connection));
   const closed = (await opened).close();
   assertEquals(await within(closed, "the end"), { code: 1006, reason: "" });
+  await letGo(connection);
 });
 
 test({ needs: "net" }, "a client may not send a code that the runtime refuses", async () => {

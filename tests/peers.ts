@@ -46,6 +46,13 @@ export function listenRaw(): Disposable & { url: string; accept(): Promise<Deno.
   };
 }
 
+/** Closes a connection from this end too, and reads until the client has gone and left nothing open. */
+export async function letGo(connection: Deno.TcpConn): Promise<void> {
+  await connection.write(new Uint8Array([0x88, 0]));
+  const bytes = new Uint8Array(2 ** 16);
+  while (await within(connection.read(bytes), "the client to go") !== null);
+}
+
 /** The answer to the handshake that arrives on a connection, with these header lines as well. */
 export async function switchProtocols(connection: Deno.TcpConn, ...headers: string[]) {
   const request = new Uint8Array(4_096);

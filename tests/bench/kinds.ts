@@ -55,9 +55,9 @@ const followOurs: Follow = async (locate, follower, pause, signal) => {
     const end = () => socket.close();
     signal.addEventListener("abort", end);
     const closed = new Promise<CloseEvent>((resolve) => socket.onclose = resolve);
-    socket.onopen = () => follower.send = (message) => socket.send(message);
     socket.onmessage = ({ data: first }) => {
       follower.begin(first);
+      follower.send = (message) => socket.send(message);
       socket.onmessage = ({ data }) => {
         const text: string = typeof data === "string" ? data : decoder.decode(data);
         const end = text.indexOf("\n");

@@ -3,9 +3,9 @@
 import { assert } from "@std/assert";
 import { Inbox, within } from "./helpers.ts";
 
-/** How the command is started. */
+/** How the command is started. It takes the place of the shell: some shells end by Ctrl-C themselves. */
 export function start(url: string, flags = ""): string {
-  return `"${Deno.execPath()}" run --allow-net websockets ${url} ${flags}`;
+  return `exec "${Deno.execPath()}" run --allow-net websockets ${url} ${flags}`;
 }
 
 /** Starts it so that its pauses are short before it connects again, after this code. */
@@ -102,7 +102,7 @@ export class Terminal implements AsyncDisposable {
     this.#process = new Deno.Command("script", {
       args: ["-qec", `stty cols 40 rows 20; tty; ${command}`, "/dev/null"],
       cwd: new URL("../", import.meta.url),
-      env: { NO_COLOR: "1", TERM: "xterm" },
+      env: { NO_COLOR: "1", TERM: "xterm", SHELL: "/bin/sh" },
       stdin: "piped",
       stdout: "piped",
     }).spawn();

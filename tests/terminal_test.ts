@@ -111,7 +111,7 @@ test(
     const events = new Inbox<string>();
     await using server = startServer(listen(events));
     // The shell changes the terminal while the command is stopped.
-    const shell = `bash -c 'set -m; ${start(server.url)}; stty sane; echo stopped; fg'`;
+    const shell = `bash -c 'set -m; (${start(server.url)}); stty sane; echo stopped; fg'`;
     await using terminal = new Terminal(shell);
     await terminal.shows("> ");
     await terminal.type("half");
@@ -319,7 +319,7 @@ test({ needs: "run" }, "a resize while something arrives loses no message", asyn
     await websocket.closed;
   });
   for (const wrapsAnew of [true, false]) {
-    await using terminal = new Terminal(`sh -c 'echo $$; exec ${start(server.url)}'; true`);
+    await using terminal = new Terminal(`sh -c 'echo $$; ${start(server.url)}'; exit`);
     await terminal.shows("> ");
     const pid = Number(terminal.drawn.rows[1]);
     const websocket = websockets.at(-1);
@@ -351,7 +351,7 @@ test({ needs: "run" }, "a resize while something arrives loses no message", asyn
     await terminal.shows(typed.trimEnd());
     const shown = terminal.drawn.rows.join("\n").match(/< message \d+/g);
     assertEquals(shown, sent as RegExpMatchArray, terminal.drawn.rows.join("\n"));
-    await terminal.type("\x03");
+    await terminal.type("\r\x04");
     assertEquals(await terminal.end(), 0);
   }
 });
@@ -389,7 +389,7 @@ test(
   async () => {
     const events = new Inbox<string>();
     await using server = startServer(listen(events));
-    const command = `sh -c 'echo $$; exec ${start(server.url)}'; echo ended with $?; stty -a`;
+    const command = `sh -c 'echo $$; ${start(server.url)}'; echo ended with $?; stty -a`;
     await using terminal = new Terminal(command);
     await terminal.shows("> ");
     Deno.kill(Number(terminal.drawn.rows[1]), "SIGTERM");

@@ -45,7 +45,8 @@ export function numbered(number: number, size: number): string | ArrayBuffer {
   return number % 3 === 0 ? new TextEncoder().encode(text).buffer : text;
 }
 
-function numberIn(message: Followed["message"]): number {
+/** The number of a message that `numbered` has made. */
+export function numberIn(message: Followed["message"]): number {
   return parseInt(typeof message === "string" ? message : new TextDecoder().decode(message));
 }
 

@@ -6,25 +6,26 @@
 //
 // README.md explains what is broken, and what the columns are.
 
-import { assert } from "@std/assert";
 import { delay } from "@std/async";
-import { Broker } from "../broker.ts";
-import { chance } from "../followers.ts";
-import { type Proxy, startProxy } from "../proxy.ts";
-import { eventually, freePort } from "../helpers.ts";
-import type { Program } from "../programs.ts";
+import { cpus } from "node:os";
 import { describeFlags, parseFlags, usageError } from "../../websockets/script/flags.ts";
 import { runScript } from "../../websockets/script/run.ts";
+import { Broker } from "../broker.ts";
+import { numbered } from "../followers.ts";
+import { freePort } from "../helpers.ts";
+import type { Program } from "../programs.ts";
+import { startProxy } from "../proxy.ts";
+import { makeFolder } from "../readme.ts";
+import { allKinds, type Kind } from "./kinds.ts";
+import { type Follower, Ledger, type Said } from "./ledger.ts";
 import { type Row, sum, table } from "./tables.ts";
-import { contentOf, Follower, Ledger, type Said } from "./ledger.ts";
-import { allKinds, type Follow } from "./kinds.ts";
 
 const FOLLOWERS = 200;
-const ROOMS = ["", "red", "green", "blue"];
-/** A room of large messages, half of whose followers read nothing for a while. */
+const ROOMS = ["red", "green", "blue", "white"];
+/** A room of large messages, in which some read nothing for a while. */
 const SLOW_ROOM = "slow";
-const SLOW_FOLLOWERS = 6;
-/** Characters of its messages, and how many come at once: more than systems take for a reader. */
+const SLOW_READERS = 6;
+/** Bytes of its messages, and how many come at once: more than systems take for a reader. */
 const [LARGE, BURST] = [100_000, 120];
 /** Milliseconds between two of these bursts, at the most. */
 const BURST_PAUSE = 8_000;
@@ -32,43 +33,53 @@ const BURST_PAUSE = 8_000;
 const MAX_BYTES = 60_000;
 /** The same for slow readers: they come back, and much of what they have missed is not kept. */
 const MAX_SLOW_BYTES = 4_000_000;
-/** Loops that push, and loops that let followers send. */
-const SPEAKERS = 3;
-/** Milliseconds of their pauses, at the most. */
-const PAUSE = 60;
-/** Milliseconds after which a follower whose connection is lost comes back, at the most. */
-const RETRY = 300;
-/** Milliseconds after which nobody waits for the answer to a push. */
-const PUSH_TIMEOUT = 10_000;
+/** Loops that push messages or let followers send them, and milliseconds of their pauses at the most. */
+const [SPEAKERS, PAUSE] = [6, 60];
+/** Faults that are printed of each kind of servers. */
+const MAX_LINES = 10;
+/** Milliseconds between two messages to those that may be away, and after which nobody waits. */
+const [MEETING_PAUSE, PATIENCE] = [100, 60_000];
 
-/** Where a server is, which may be killed and started again, and the proxies in front of it. */
+function below(limit: number): number {
+  return Math.floor(Math.random() * limit);
+}
+
+function any<T>(items: T[]): T {
+  return items[below(items.length)];
+}
+
+/** A server that is killed and started again, and the ways to it. */
 class Place implements AsyncDisposable {
   readonly port = freePort();
+  readonly direct = { url: `ws://localhost:${this.port}/` };
   /** Resets connections. */
-  readonly cut: Proxy;
+  readonly cut;
   /** Takes nothing for a while. */
-  readonly slow: Proxy;
-  /** How many slow readers were dropped with 1008. */
-  dropped = 0;
+  readonly slow;
   readonly #launch: (port: number) => Program;
-  #program: Program | undefined;
+  readonly #programs: Program[] = [];
 
-  constructor(launch: (port: number) => Program, allowance: (bytes: number) => number) {
+  constructor(launch: (port: number) => Program, calm: AbortSignal) {
     this.#launch = launch;
+    const allowance = (bytes: number) => calm.aborted ? Infinity : below(below(bytes));
     this.cut = startProxy(this.port, () => allowance(MAX_BYTES));
     this.slow = startProxy(this.port, () => allowance(MAX_SLOW_BYTES));
   }
 
   async start(): Promise<void> {
-    this.#program = this.#launch(this.port);
-    await this.#program.prints(/:\/\//);
+    const program = this.#launch(this.port);
+    this.#programs.push(program);
+    await program.prints(/:\/\//);
   }
 
   async kill(): Promise<void> {
-    await this.#program?.[Symbol.asyncDispose]();
-    const errors = this.#program?.errors.all ?? [];
-    this.dropped += errors.filter((line) => line.startsWith("Dropped a client.")).length;
-    this.#program = undefined;
+    await this.#programs.at(-1)?.[Symbol.asyncDispose]();
+  }
+
+  /** How many slow readers were dropped with 1008. */
+  get dropped(): number {
+    const lines = this.#programs.flatMap(({ errors }) => errors.all);
+    return lines.filter((line) => line.startsWith("Dropped a client. It read too little")).length;
   }
 
   async [Symbol.asyncDispose]() {
@@ -77,196 +88,174 @@ class Place implements AsyncDisposable {
   }
 }
 
-/** A NATS server with JetStream. Its streams are in memory, so that they end with it. */
-class Nats extends Broker {
-  readonly #folder = Deno.makeTempDirSync();
-
-  override start(): Promise<void> {
-    return super.start("-js", "-sd", this.#folder);
-  }
-
-  override async [Symbol.asyncDispose]() {
-    await super[Symbol.asyncDispose]();
-    await Deno.remove(this.#folder, { recursive: true });
-  }
-}
-
 /** Servers of one kind that are broken again and again, and what is said to them meanwhile. */
 class Chaos {
   readonly ledger = new Ledger();
-  readonly places: Place[] = [];
-  kills = 0;
-  restarts = 0;
+  readonly #places: Place[] = [];
+  /** Each lets a follower send a message of so many bytes. */
+  readonly #senders: ((size: number) => unknown)[] = [];
+  readonly #broken = { kills: 0, "NATS restarts": 0 };
   /** Aborts when nothing is broken any more. */
   readonly #calm = new AbortController();
+  /** Aborts when nobody has to follow any more. */
+  readonly #end = new AbortController();
 
-  constructor(readonly nats: Nats | undefined, readonly below: (limit: number) => number) {}
-
-  /** A place for one more server. */
-  place(launch: (port: number) => Program): Place {
-    const place = new Place(
-      launch,
-      (bytes) => this.#calm.signal.aborted ? Infinity : this.below(this.below(bytes)),
-    );
-    this.places.push(place);
-    return place;
+  /** Does all of it at once, then lets everyone hear the end: what is counted. */
+  async run({ servers, isJoined, start, follow }: Kind, seconds: number) {
+    await using folder = await makeFolder();
+    await using nats = new Broker();
+    const startNats = () => nats.start("-js", "-sd", folder.path);
+    if (isJoined) await startNats();
+    await using stack = new AsyncDisposableStack();
+    for (let count = 0; count < servers; count++) {
+      const launch = (port: number) => start(port, isJoined ? nats.url : undefined);
+      const place = stack.use(new Place(launch, this.#calm.signal));
+      await place.start();
+      this.#places.push(place);
+    }
+    const followings = Array.from({ length: FOLLOWERS }, (_, index) => this.#follow(index, follow));
+    const restartNats = async () => {
+      await nats.stop();
+      await startNats();
+      this.#broken["NATS restarts"]++;
+    };
+    const breakAll = async () => {
+      await this.#meet();
+      const breaks = [...isJoined ? [restartNats] : [], () => this.#kill()];
+      const speakers = Array.from({ length: SPEAKERS }, () => this.#speak());
+      await Promise.all([this.#break(breaks, seconds), this.#burst(), ...speakers]);
+      await this.#meet();
+      this.#end.abort();
+    };
+    await Promise.all([breakAll(), ...followings]);
+    const { messages, followers, gaps, faults } = this.ledger;
+    this.ledger.check();
+    return {
+      messages: messages.length,
+      heard: sum(followers.map(({ heard }) => heard.size)),
+      resets: sum(this.#places.map(({ cut }) => cut.cuts)),
+      ...this.#broken,
+      "dropped (1008)": sum(this.#places.map(({ dropped }) => dropped)),
+      ...gaps,
+      ...faults,
+    };
   }
 
-  any<T>(items: T[]): T {
-    return items[this.below(items.length)];
+  /** Some read slowly. One in each room is never reset, and hears what perhaps nobody else does. */
+  async #follow(index: number, follow: Kind["follow"]) {
+    const room = index <= SLOW_READERS ? SLOW_ROOM : ROOMS[index % ROOMS.length];
+    const isDirect = index <= SLOW_READERS + ROOMS.length;
+    const way = index < SLOW_READERS ? "slow" : isDirect ? "direct" : "cut";
+    const locate = () => `${any(this.#places)[way].url}?room=${room}`;
+    const { signal } = this.#end;
+    const following = follow(locate, signal);
+    const follower = this.ledger.follow(room);
+    this.#senders.push((size) => following.send(numbered(this.ledger.say(room).id, size)));
+    try {
+      for await (const followed of following) this.ledger.hear(follower, followed);
+    } catch (error) {
+      if (!signal.aborted) throw error;
+    }
   }
 
-  /** Characters of most messages. */
-  size(): number {
-    return 20 + this.below(300);
+  /** Breaks one thing after the other, each every minute, or thrice in a short run. */
+  async #break(breaks: (() => Promise<void>)[], seconds: number) {
+    const pause = Math.min(60, seconds / 3) / breaks.length * 1000;
+    const end = performance.now() + seconds * 1000;
+    while (performance.now() < end) {
+      for (const breakOne of breaks) {
+        await delay(pause);
+        await breakOne();
+      }
+    }
+    this.#calm.abort();
   }
 
-  /** Pushes a message. Throws if it was not accepted. */
-  async push(room: string, size: number): Promise<Said> {
-    const { port } = this.any(this.places);
-    const said = this.ledger.say(room, size, `pushed to ${port}`);
-    const url = `http://localhost:${port}/${room && `?room=${room}`}`;
-    const signal = AbortSignal.timeout(PUSH_TIMEOUT);
-    const response = await fetch(url, { method: "POST", body: contentOf(said), signal });
-    const answer = await response.text();
-    if (response.status !== 202) throw new Error(answer);
-    this.ledger.accept(said, JSON.parse(answer).position, "202");
-    return said;
+  async #kill() {
+    const place = any(this.#places);
+    await place.kill();
+    await place.start();
+    this.#broken.kills++;
   }
 
-  /** Lets a follower send a message, if it has a connection. */
-  send(): void {
-    const { room, id, send } = this.any(this.ledger.followers);
-    if (!send) return;
-    const how = `sent by follower ${id}`;
-    const content = contentOf(this.ledger.say(room, this.size(), how, send));
-    send(this.below(3) === 0 ? new TextEncoder().encode(content) : content);
-  }
-
-  async #speak(say: () => unknown) {
+  /** Pushes messages, and lets followers send some. */
+  async #speak() {
     while (!this.#calm.signal.aborted) {
-      // Nobody knows whether what failed was said.
-      await Promise.try(say).catch(() => {});
-      await delay(this.below(PAUSE));
+      const size = 20 + below(300);
+      if (below(2)) await this.#push(any(ROOMS), size);
+      else any(this.#senders)(size);
+      await delay(below(PAUSE));
     }
   }
 
   /** Pushes much at once while slow readers take nothing, so that they are dropped. */
   async #burst() {
-    for (const { slow } of this.places) slow.hold();
-    for (let count = 0; count < BURST; count++) await this.push(SLOW_ROOM, LARGE).catch(() => {});
-    for (const { slow } of this.places) slow.release();
-    await delay(this.below(BURST_PAUSE), { signal: this.#calm.signal });
-  }
-
-  /** Kills a server every so many seconds, and NATS between two of them. */
-  async #breakAll(seconds: number, every: number) {
-    const end = performance.now() + seconds * 1000;
-    while (performance.now() < end) {
-      await delay(every * 500);
-      if (this.nats) {
-        await this.nats.stop();
-        await this.nats.start();
-        this.restarts++;
-      }
-      await delay(every * 500);
-      const place = this.any(this.places);
-      await place.kill();
-      await place.start();
-      this.kills++;
+    while (!this.#calm.signal.aborted) {
+      for (const { slow } of this.#places) slow.hold();
+      for (let count = 0; count < BURST; count++) await this.#push(SLOW_ROOM, LARGE);
+      for (const { slow } of this.#places) slow.release();
+      await delay(below(BURST_PAUSE), { signal: this.#calm.signal }).catch(() => {});
     }
-    this.#calm.abort();
   }
 
-  /** Does all of it at once, then lets everyone hear the end, and counts. */
-  async run(follow: Follow, seconds: number, every: number): Promise<Record<string, number>> {
-    const { ledger } = this;
-    const followed = new AbortController();
-    const follows = Array.from({ length: FOLLOWERS }, (_, index) => {
-      const room = index < 2 * SLOW_FOLLOWERS ? SLOW_ROOM : ROOMS[index % ROOMS.length];
-      const locate = () => {
-        const { slow, cut, port } = this.any(this.places);
-        if (room === SLOW_ROOM && index >= SLOW_FOLLOWERS) return `ws://localhost:${port}/`;
-        return index < SLOW_FOLLOWERS ? slow.url : cut.url;
-      };
-      return follow(locate, new Follower(ledger, room), () => this.below(RETRY), followed.signal);
-    });
-    const push = () => this.push(this.any(ROOMS), this.size());
-    const speakers = Array.from({ length: SPEAKERS }, () => [push, () => this.send()]).flat();
-    const spoken = [...speakers, () => this.#burst()].map((say) => this.#speak(say));
-    await eventually(() => assert(ledger.followers.every(({ position }) => position)));
-    await Promise.all([this.#breakAll(seconds, every), ...spoken]);
-    // What is said after a restart, before a follower of the room is back, is not kept.
-    await eventually(() => assert(ledger.followers.every(({ send }) => send)));
-    const rooms = [...ROOMS, SLOW_ROOM];
-    const ends = await Promise.all(rooms.map((room) => eventually(() => this.push(room, 20))));
-    const hear = (follower: Follower) =>
-      eventually(() => assert(ends.some((end) => follower.hasHeard(end))));
-    // Those that don't hear it are found in the ledger.
-    await Promise.allSettled(ledger.followers.map(hear));
-    followed.abort();
-    await Promise.all(follows);
-    for (const place of this.places) await place.kill();
-    ledger.check(ends);
-    return {
-      messages: ledger.messages.length,
-      heard: sumOf(ledger.followers, ({ heard }) => heard),
-      resets: sumOf(this.places, ({ cut }) => cut.cuts),
-      kills: this.kills,
-      "NATS restarts": this.restarts,
-      "dropped (1008)": sumOf(this.places, ({ dropped }) => dropped),
-      gaps: sumOf(ledger.followers, ({ spans }) => Math.max(0, spans.length - 1)),
-      told: sumOf(ledger.followers, ({ told }) => told),
-      "in vain": sumOf(ledger.followers, ({ inVain }) => inVain),
-      ...ledger.faults,
-    };
+  async #push(room: string, size: number): Promise<Said> {
+    const said = this.ledger.say(room);
+    const url = `http://localhost:${any(this.#places).port}/?room=${room}`;
+    try {
+      const response = await fetch(url, { method: "POST", body: numbered(said.id, size) });
+      const answer = await response.text();
+      if (response.status === 202) this.ledger.accept(said, JSON.parse(answer).position);
+    } catch {
+      // The server was killed, and nobody knows whether it has said the message.
+    }
+    return said;
   }
-}
 
-function sumOf<T>(items: T[], count: (item: T) => number): number {
-  return sum(items.map(count));
+  /** Pushes to all rooms until each follower has heard one of these messages. */
+  async #meet() {
+    const { followers } = this.ledger;
+    const pushed: Said[] = [];
+    const isAway = ({ heard }: Follower) => !pushed.some((said) => heard.has(said));
+    const end = performance.now() + PATIENCE;
+    while (followers.some(isAway) && performance.now() < end) {
+      for (const room of [...ROOMS, SLOW_ROOM]) pushed.push(await this.#push(room, 20));
+      await delay(MEETING_PAUSE);
+    }
+    for (const { id, room } of followers.filter(isAway)) {
+      this.ledger.fault("lost", `nothing of ${room} has come to ${id} in the end`);
+    }
+  }
 }
 
 const FLAGS = {
   "seconds COUNT": "how long for each kind of servers (600)",
-  "every COUNT": "seconds between two kills of a server (60, and a third of a shorter run)",
   "only KIND": 'only this kind of servers, such as "ours, one process"',
-  "seed COUNT": "chooses what happens, as far as chance goes; that of a run that failed is printed",
-  "socket-io FOLDER":
-    "compare with Socket.IO's recovery: socket.io and socket.io-client of npm are there",
+  "socket-io FOLDER": "compare with Socket.IO: socket.io and socket.io-client of npm are there",
   "help": "print this",
 };
 const USAGE = `Usage: deno run --allow-all tests/bench/chaos.ts [flags]\n${describeFlags(FLAGS)}`;
 
 async function main() {
   const { values } = parseFlags(FLAGS);
-  const { seconds = 600, every = Math.min(60, seconds / 3), only } = values;
-  const { seed = Math.ceil(Math.random() * 1e6) } = values;
+  const { seconds = 600, only } = values;
   const kinds = await allKinds(values["socket-io"]);
   if (only && !(only in kinds)) {
     throw usageError(`--only takes one of: ${Object.keys(kinds).join(", ")}.`);
   }
   const rows: Row[] = [];
   const failed: string[] = [];
-  for (const [name, { servers, start, follow, isJoined }] of Object.entries(kinds)) {
+  for (const [name, kind] of Object.entries(kinds)) {
     if (name !== (only ?? name)) continue;
-    await using stack = new AsyncDisposableStack();
-    const nats = isJoined ? stack.use(new Nats()) : undefined;
-    await nats?.start();
-    const launch = (port: number) => start(port, nats?.url);
-    const chaos = new Chaos(nats, chance(seed));
-    for (let count = 0; count < servers; count++) {
-      await stack.use(chaos.place(launch)).start();
-    }
-    const counts = await chaos.run(follow, seconds, every);
-    const cells = Object.entries(counts).map(([heading, count]): Row[number] => {
-      return [heading, count === 0 ? "none" : count.toLocaleString("en")];
+    const chaos = new Chaos();
+    const cells = Object.entries(await chaos.run(kind, seconds)).map(([heading, count]) => {
+      return [heading, count === 0 ? "none" : count.toLocaleString("en")] as Row[number];
     });
     rows.push([["servers", name], ...cells]);
-    const { firstFault } = chaos.ledger;
-    if (firstFault) console.log(`${name}, --seed ${seed}: ${firstFault}`);
-    if (firstFault && name.startsWith("ours")) failed.push(name);
+    const { lines } = chaos.ledger;
+    for (const line of lines.slice(0, MAX_LINES)) console.log(`${name}: ${line}`);
+    if (lines.length > 0 && name.startsWith("ours")) failed.push(name);
   }
+  console.log(`Runs of ${seconds} s, on ${cpus().length} cores, Deno ${Deno.version.deno}.\n`);
   console.log(table(rows));
   if (failed.length > 0) throw new Error(`What was missed was not told by ${failed.join("; ")}.`);
 }

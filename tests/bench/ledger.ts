@@ -1,27 +1,15 @@
-// What was said in rooms, what followers heard of it, and what is wrong with that.
+// What was said in rooms, what their followers heard of it, and what is wrong with that.
 
-/** What may be wrong. README.md says what each of them is. */
-const FAULTS = ["lost", "doubled", "out of order", "untold"] as const;
-type Fault = typeof FAULTS[number];
+import { assert } from "@std/assert";
+import type { Followed } from "websockets";
+import { numberIn } from "../followers.ts";
 
-/** Messages of a run, at the most. */
-const MAX_MESSAGES = 2 ** 20;
-/** Events of a follower that are told with its first fault. */
-const MAX_EVENTS = 12;
-
-/** A message, with its way from the one that said it. */
+/** A message, which says its number. */
 export interface Said {
-  id: number;
-  room: string;
-  /** Its characters. */
-  size: number;
-  way: string[];
+  readonly id: number;
+  readonly room: string;
+  /** Where it stands in its room. That is known when the push is answered, or a follower hears it. */
   position?: string;
-}
-
-/** What a message says: its number, and as many characters as it has. */
-export function contentOf({ id, size }: Said): string {
-  return `${id} `.padEnd(size, "x");
 }
 
 /** What a follower heard without a gap: all that came after a number, up to another one. */
@@ -33,165 +21,104 @@ interface Span {
   lost: number;
 }
 
+/** What one follower of a room has heard, over all of its connections. */
+export interface Follower {
+  readonly id: number;
+  readonly room: string;
+  readonly heard: Set<Said>;
+  readonly spans: Span[];
+}
+
 /** All that was said and heard in one run. */
 export class Ledger {
-  readonly faults: Record<Fault, number> = { lost: 0, doubled: 0, "out of order": 0, untold: 0 };
-  /** The first fault, in words. */
-  firstFault = "";
   readonly messages: Said[] = [];
   readonly followers: Follower[] = [];
+  readonly gaps = { gaps: 0, told: 0, "in vain": 0 };
+  readonly faults = { lost: 0, doubled: 0, "out of order": 0, untold: 0 };
+  /** The faults in words. */
+  readonly lines: string[] = [];
   /** The messages of each room and epoch, by their numbers. */
   readonly #histories = new Map<string, Map<number, Said>>();
-  /** What each connection has sent, in order. */
-  readonly #sent = new Map<object, Said[]>();
-  readonly #start = performance.now();
 
-  /** Notes that a message of `size` characters is said now. */
-  say(room: string, size: number, how: string, connection?: object): Said {
-    const id = this.messages.length;
-    if (id >= MAX_MESSAGES) throw new Error(`A run has ${MAX_MESSAGES} messages at the most.`);
-    const said = { id, room, size, way: [this.at(how)] };
+  /** Notes that somebody follows a room. */
+  follow(room: string): Follower {
+    const follower = { id: this.followers.length, room, heard: new Set<Said>(), spans: [] };
+    this.followers.push(follower);
+    return follower;
+  }
+
+  /** Notes that a message is said. */
+  say(room: string): Said {
+    const said = { id: this.messages.length, room };
     this.messages.push(said);
-    if (connection) this.#sent.getOrInsertComputed(connection, () => []).push(said);
     return said;
   }
 
-  /** Notes that a message has this position: it was told to its sender, or a follower heard it. */
-  accept(said: Said, position: string, how: string): void {
-    if (said.position === position) return;
-    said.way.push(this.at(`${how} as ${position}`));
-    if (said.position !== undefined) this.fault("doubled", said);
-    said.position ??= position;
+  /** Notes where a message stands. No other stands there, and it stands nowhere else. */
+  accept(said: Said, position: string): void {
     const [epoch, number] = split(position);
     const history = this.#histories.getOrInsertComputed(`${said.room} ${epoch}`, () => new Map());
-    if (history.getOrInsert(number, said) !== said) this.fault("out of order", said);
+    said.position ??= position;
+    if (said.position === position && history.getOrInsert(number, said) === said) return;
+    this.fault("out of order", `${describe(said)} stands at ${position} as well`);
   }
 
-  /** Looks for what nobody could see before the end. `ends` are the last messages of all rooms. */
-  check(ends: Said[]): void {
-    for (const follower of this.followers) {
-      let before: Span | undefined;
-      for (const span of follower.spans) {
-        for (const said of this.#between(follower.room, span.epoch, span.from, span.to)) {
-          if (!follower.hasHeard(said)) this.fault("lost", said, follower);
+  /** Notes what a follower hears. */
+  hear({ id, room, heard, spans }: Follower, { message, lost, position }: Followed): void {
+    const [epoch, number] = split(position);
+    if (message === undefined) return void spans.push({ epoch, from: number, to: number, lost });
+    const said = this.messages[numberIn(message)];
+    assert(said?.room === room, `Follower ${id} hears what nobody has said in ${room}.`);
+    if (heard.has(said)) return this.fault("doubled", `${describe(said)} was heard again by ${id}`);
+    heard.add(said);
+    this.accept(said, position);
+    const before = spans.at(-1);
+    if (before?.epoch !== epoch) spans.push({ epoch, from: number - 1, to: number, lost: 0 });
+    else if (number > before.to) before.to = number;
+    else this.fault("out of order", `${describe(said)} was late for ${id}`);
+  }
+
+  /** Looks for what nobody could see before the end. */
+  check(): void {
+    for (const { id, room, heard, spans } of this.followers) {
+      for (const [index, span] of spans.entries()) {
+        if (index > 0) this.#checkGap(id, room, spans[index - 1], span);
+        for (const said of this.#between(room, span.epoch, span.from, span.to)) {
+          if (!heard.has(said)) this.fault("lost", `${describe(said)} was not heard by ${id}`);
         }
-        if (before) this.#checkGap(follower, before, span);
-        before = span;
       }
-      const end = ends.find(({ room }) => room === follower.room);
-      if (end && !follower.hasHeard(end)) this.fault("lost", end, follower);
-    }
-    for (const sent of this.#sent.values()) this.#checkOrder(sent);
-  }
-
-  /** What one connection has sent is in one history in this order, and without a gap. */
-  #checkOrder(sent: Said[]) {
-    let [lastEpoch, lastNumber] = ["", 0];
-    let unheard: Said[] = [];
-    for (const said of sent) {
-      if (said.position === undefined) {
-        unheard.push(said);
-        continue;
-      }
-      const [epoch, number] = split(said.position);
-      if (epoch === lastEpoch && number < lastNumber) this.fault("out of order", said);
-      if (epoch === lastEpoch) unheard.forEach((each) => this.fault("lost", each));
-      [lastEpoch, lastNumber, unheard] = [epoch, number, []];
     }
   }
 
-  #checkGap(follower: Follower, before: Span, { epoch, from, lost }: Span) {
-    const { room } = follower;
+  #checkGap(id: number, room: string, before: Span, { epoch, from, lost }: Span) {
     const isSame = before.epoch === epoch;
-    const gone = this.#between(room, before.epoch, before.to, isSame ? from : Infinity);
-    if (!isSame) gone.push(...this.#between(room, epoch, 0, from));
-    follower.told += gone.length;
-    if (isSame && lost === Infinity && gone.length === 0) follower.inVain++;
-    // Nobody can know how many are gone of another epoch. Of one, the ledger may know fewer than there
-    // are numbers, because perhaps nobody heard what a follower sent.
-    const isRight = lost === Infinity || isSame && lost === from - before.to && gone.length <= lost;
-    if (!isRight) this.fault("untold", gone[0], follower, `${gone.length} gone, ${lost} told`);
+    let gone = this.#between(room, before.epoch, before.to, isSame ? from : Infinity).length;
+    const isExact = isSame && lost === gone;
+    if (!isSame) gone += this.#between(room, epoch, 0, from).length;
+    this.gaps.gaps++;
+    this.gaps.told += gone;
+    if (isSame && gone === 0) this.gaps["in vain"]++;
+    // Nobody can know how many are gone of another epoch.
+    if (isExact || lost === Infinity) return;
+    const gap = `from ${before.epoch}.${before.to} to ${epoch}.${from}`;
+    this.fault("untold", `${gone} are gone for ${id} in ${room} ${gap}, and ${lost} were told`);
   }
 
+  /** What stands after a number of an epoch, up to another one. */
   #between(room: string, epoch: string, after: number, last: number): Said[] {
     const history = [...this.#histories.get(`${room} ${epoch}`) ?? []];
     return history.filter(([number]) => number > after && number <= last).map(([, said]) => said);
   }
 
-  fault(kind: Fault, said?: Said, follower?: Follower, what = ""): void {
+  /** Counts a fault. */
+  fault(kind: keyof Ledger["faults"], what: string): void {
     this.faults[kind]++;
-    const message = said ? `message ${said.id} (${said.way.join(", ")})` : "";
-    const hearer = follower ? `follower ${follower.id} (${follower.events.join(", ")})` : "";
-    this.firstFault ||= this.at([kind, what, message, hearer].filter(Boolean).join(": "));
-  }
-
-  /** The time of something that happens now. */
-  at(event: string): string {
-    return `${((performance.now() - this.#start) / 1000).toFixed(3)} s: ${event}`;
+    this.lines.push(`${kind}: ${what}`);
   }
 }
 
-/** What one follower of a room hears, over all of its connections. */
-export class Follower {
-  readonly id: number;
-  /** Where it is, for `?after=`. */
-  position = "";
-  heard = 0;
-  /** How many messages were told to be gone. It is known when all is over. */
-  told = 0;
-  /** How often something was told to be gone of a room in which nothing was. */
-  inVain = 0;
-  readonly spans: Span[] = [];
-  /** What happened to it last. */
-  readonly events: string[] = [];
-  /** Sends on its connection of this moment. */
-  send: ((message: string | Uint8Array<ArrayBuffer>) => void) | undefined;
-  readonly #ledger: Ledger;
-  readonly #heard = new Uint8Array(MAX_MESSAGES);
-
-  constructor(ledger: Ledger, readonly room: string) {
-    this.#ledger = ledger;
-    this.id = ledger.followers.push(this) - 1;
-  }
-
-  note(event: string): void {
-    this.events.push(this.#ledger.at(event));
-    if (this.events.length > MAX_EVENTS) this.events.shift();
-  }
-
-  hasHeard({ id }: Said): boolean {
-    return this.#heard[id] === 1;
-  }
-
-  /** It has come, and is told from where it goes on. */
-  begin(first: string): void {
-    this.note(`is told ${first}`);
-    const [, position, isLost, count] =
-      first.match(/^([\w-]+\.\d+)( lost(?: (\d+))?)?(?: missed \d+)?$/) ?? [];
-    if (position === undefined) return this.#ledger.fault("untold", undefined, this, first);
-    const [epoch, from] = split(position);
-    const lost = isLost ? Number(count ?? Infinity) : 0;
-    if (position !== this.position || lost > 0) this.spans.push({ epoch, from, to: from, lost });
-    this.position = position;
-  }
-
-  hear(position: string, content: string): void {
-    const said = this.#ledger.messages[parseInt(content)];
-    const span = this.spans.at(-1);
-    if (!span || said?.size !== content.length || said.room !== this.room) {
-      return this.#ledger.fault("out of order", said, this, `${position} ${content.slice(0, 20)}`);
-    }
-    this.#ledger.accept(said, position, `follower ${this.id} hears it`);
-    if (this.hasHeard(said)) return this.#ledger.fault("doubled", said, this);
-    this.#heard[said.id] = 1;
-    this.heard++;
-    const [epoch, number] = split(position);
-    if (epoch !== span.epoch || number <= span.to) {
-      return this.#ledger.fault("out of order", said, this);
-    }
-    span.to = number;
-    this.position = position;
-  }
+function describe({ id, room, position }: Said): string {
+  return `message ${id} of ${room} (${position})`;
 }
 
 /** The epoch and the number of a position. */

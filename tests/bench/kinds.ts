@@ -18,24 +18,30 @@ export interface Following extends AsyncIterable<Followed> {
 export interface Kind {
   servers: number;
   /** Whether a NATS server with JetStream joins them. */
-  isJoined?: boolean;
-  start(port: number, nats?: string): Program;
+  isJoined: boolean;
+  start(port: number, nats: string): Program;
   follow(locate: () => string, signal: AbortSignal): Following;
 }
 
-const OURS = {
-  start(port: number, nats?: string): Program {
-    const flags = ["--port", `${port}`, "--quiet", ...LIMITS];
-    return new Script("broadcast_server.ts", nats ? [...flags, "--nats", nats, "--replay"] : flags);
-  },
-  follow: (locate: () => string, signal: AbortSignal) => follow(locate, { signal }),
-};
+function ours(servers: number, flagsFor: (nats: string) => string[]): Kind {
+  return {
+    servers,
+    isJoined: servers > 1,
+    start(port, nats) {
+      const flags = ["--port", `${port}`, "--quiet", ...LIMITS, ...flagsFor(nats)];
+      return new Script("broadcast_server.ts", flags);
+    },
+    follow: (locate, signal) => follow(locate, { signal }),
+  };
+}
 
 /** All kinds of servers, by their names in the table. */
 export async function allKinds(socketIo?: string): Promise<Record<string, Kind>> {
   return {
-    "ours, one process": { ...OURS, servers: 1 },
-    ...NATS_SERVER && { "ours, two with JetStream": { ...OURS, servers: 2, isJoined: true } },
+    "ours, one process": ours(1, () => []),
+    ...NATS_SERVER && {
+      "ours, two with JetStream": ours(2, (nats) => ["--nats", nats, "--replay"]),
+    },
     ...socketIo && { "Socket.IO": await loadSocketIo(socketIo) },
   };
 }
@@ -47,6 +53,7 @@ async function loadSocketIo(folder: string): Promise<Kind> {
   const options = { transports: ["websocket"], reconnectionDelay: 100 };
   return {
     servers: 1,
+    isJoined: false,
     start: (port) => new Program("node", ["-e", sourceOf("cjs"), `${port}`], { cwd: folder }),
     follow(locate, signal) {
       const socket = new Manager(locate().replace("ws:", "http:"), options).socket("/");

@@ -33,9 +33,9 @@ export interface Follower {
 export class Ledger {
   readonly messages: Said[] = [];
   readonly followers: Follower[] = [];
-  readonly gaps = { gaps: 0, told: 0, "in vain": 0 };
+  readonly counts = { heard: 0, gaps: 0, told: 0, "in vain": 0 };
   readonly faults = { lost: 0, doubled: 0, "out of order": 0, untold: 0 };
-  /** The faults in words. */
+  /** Each fault in words. */
   readonly lines: string[] = [];
   /** The messages of each room and epoch, by their numbers. */
   readonly #histories = new Map<string, Map<number, Said>>();
@@ -71,6 +71,7 @@ export class Ledger {
     assert(said?.room === room, `Follower ${id} hears what nobody has said in ${room}.`);
     if (heard.has(said)) return this.fault("doubled", `${describe(said)} was heard again by ${id}`);
     heard.add(said);
+    this.counts.heard++;
     this.accept(said, position);
     const before = spans.at(-1);
     if (before?.epoch !== epoch) spans.push({ epoch, from: number - 1, to: number, lost: 0 });
@@ -95,9 +96,9 @@ export class Ledger {
     let gone = this.#between(room, before.epoch, before.to, isSame ? from : Infinity).length;
     const isExact = isSame && lost === gone;
     if (!isSame) gone += this.#between(room, epoch, 0, from).length;
-    this.gaps.gaps++;
-    this.gaps.told += gone;
-    if (isSame && gone === 0) this.gaps["in vain"]++;
+    this.counts.gaps++;
+    this.counts.told += gone;
+    if (isSame && gone === 0) this.counts["in vain"]++;
     // Nobody can know how many are gone of another epoch.
     if (isExact || lost === Infinity) return;
     const gap = `from ${before.epoch}.${before.to} to ${epoch}.${from}`;

@@ -26,7 +26,7 @@ const ROOMS = ["red", "green", "blue", "white"];
 const SLOW_ROOM = "slow";
 const SLOW_READERS = 6;
 /** Bytes of its messages, and how many come at once: more than systems take for a reader. */
-const [LARGE, BURST] = [100_000, 120];
+const [LARGE, BURST] = [500_000, 24];
 /** Milliseconds between two of these bursts, at the most. */
 const BURST_PAUSE = 8_000;
 /** Bytes after which a connection is reset, at the most. Most are reset much earlier. */
@@ -39,6 +39,9 @@ const [SPEAKERS, PAUSE] = [6, 60];
 const MAX_LINES = 10;
 /** Milliseconds between two messages to those that may be away, and after which nobody waits. */
 const [MEETING_PAUSE, PATIENCE] = [100, 60_000];
+
+/** `fetch` would push again on another connection, if the server is killed that it has pushed to before. */
+const client = Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
 
 function below(limit: number): number {
   return Math.floor(Math.random() * limit);
@@ -204,7 +207,7 @@ class Chaos {
     const said = this.ledger.say(room);
     const url = `http://localhost:${any(this.#places).port}/?room=${room}`;
     // A server that is killed does not answer. Nobody knows whether it has said the message.
-    const answer = await fetch(url, { method: "POST", body: numbered(said.id, size) })
+    const answer = await fetch(url, { method: "POST", body: numbered(said.id, size), client })
       .then((response) => response.json()).catch(() => {});
     if (answer) this.ledger.accept(said, answer.position);
     return said;

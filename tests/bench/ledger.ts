@@ -69,7 +69,9 @@ export class Ledger {
     if (message === undefined) return void spans.push({ epoch, from: number, to: number, lost });
     const said = this.messages[numberIn(message)];
     assert(said?.room === room, `Follower ${id} hears what nobody has said in ${room}.`);
-    if (heard.has(said)) return this.fault("doubled", `${describe(said)} was heard again by ${id}`);
+    if (heard.has(said)) {
+      return this.fault("doubled", `${describe(said)} was heard by ${id} at ${position} as well`);
+    }
     heard.add(said);
     this.counts.heard++;
     this.accept(said, position);

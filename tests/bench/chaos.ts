@@ -69,13 +69,15 @@ class Place implements AsyncDisposable {
     this.slow = startProxy(this.port, () => allowance(MAX_SLOW_BYTES));
   }
 
+  /** Starts the server. One that runs is killed before. */
   async start(): Promise<void> {
+    await this.#kill();
     const program = this.#launch(this.port);
     this.#programs.push(program);
     await program.prints(/:\/\//);
   }
 
-  async kill(): Promise<void> {
+  async #kill() {
     await this.#programs.at(-1)?.[Symbol.asyncDispose]();
   }
 
@@ -86,7 +88,7 @@ class Place implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose]() {
-    await this.kill();
+    await this.#kill();
     for (const proxy of [this.cut, this.slow]) await proxy[Symbol.asyncDispose]();
   }
 }
@@ -97,7 +99,7 @@ class Chaos {
   readonly #places: Place[] = [];
   /** Each lets a follower send a message of so many bytes. */
   readonly #senders: ((size: number) => unknown)[] = [];
-  readonly #broken = { kills: 0, "NATS restarts": 0 };
+  readonly #broken: Record<string, number> = { kills: 0, "NATS restarts": 0 };
   /** Aborts when nothing is broken any more. */
   readonly #calm = new AbortController();
   /** Aborts when nobody has to follow any more. */
@@ -117,14 +119,12 @@ class Chaos {
       this.#places.push(place);
     }
     const followings = Array.from({ length: FOLLOWERS }, (_, index) => this.#follow(index, follow));
-    const restartNats = async () => {
-      await nats.stop();
-      await startNats();
-      this.#broken["NATS restarts"]++;
+    const breaks = {
+      ...isJoined && { "NATS restarts": () => nats.stop().then(startNats) },
+      kills: () => any(this.#places).start(),
     };
     const breakAll = async () => {
       await this.#meet();
-      const breaks = [...isJoined ? [restartNats] : [], () => this.#kill()];
       const speakers = Array.from({ length: SPEAKERS }, () => this.#speak());
       await Promise.all([this.#break(breaks, seconds), this.#burst(), ...speakers]);
       await this.#meet();
@@ -164,23 +164,18 @@ class Chaos {
   }
 
   /** Breaks one thing after the other, each every minute, or thrice in a short run. */
-  async #break(breaks: (() => Promise<void>)[], seconds: number) {
-    const pause = Math.min(60, seconds / 3) / breaks.length * 1000;
+  async #break(breaks: Record<string, () => Promise<void>>, seconds: number) {
+    const all = Object.entries(breaks);
+    const pause = Math.min(60, seconds / 3) / all.length * 1000;
     const end = performance.now() + seconds * 1000;
     while (performance.now() < end) {
-      for (const breakOne of breaks) {
+      for (const [name, breakIt] of all) {
         await delay(pause);
-        await breakOne();
+        await breakIt();
+        this.#broken[name]++;
       }
     }
     this.#calm.abort();
-  }
-
-  async #kill() {
-    const place = any(this.#places);
-    await place.kill();
-    await place.start();
-    this.#broken.kills++;
   }
 
   /** Pushes messages, and lets followers send some. */

@@ -70,7 +70,7 @@ export class Ledger {
     const said = this.messages[numberIn(message)];
     assert(said?.room === room, `Follower ${id} hears what nobody has said in ${room}.`);
     if (heard.has(said)) {
-      return this.fault("doubled", `${describe(said)} was heard by ${id} at ${position} as well`);
+      return this.fault("doubled", `${describe(said)} was heard again by ${id}, at ${position}`);
     }
     heard.add(said);
     this.counts.heard++;

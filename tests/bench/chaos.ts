@@ -37,10 +37,10 @@ const MAX_SLOW_BYTES = 4_000_000;
 const [SPEAKERS, PAUSE] = [6, 60];
 /** Faults that are printed of each kind of servers. */
 const MAX_LINES = 10;
-/** Milliseconds between two messages to those that may be away, and after which nobody waits. */
+/** Milliseconds between the last messages, and for how long they are said to those that are away. */
 const [MEETING_PAUSE, PATIENCE] = [100, 60_000];
 
-/** `fetch` would push again on another connection, if the server is killed that it has pushed to before. */
+/** Gives each push a connection of its own. If one is lost that was used before, `fetch` pushes again. */
 const client = Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
 
 function below(limit: number): number {
@@ -106,14 +106,15 @@ class Chaos {
   readonly #end = new AbortController();
 
   /** Does all of it at once, then lets everyone hear the end: what is counted. */
-  async run({ servers, isJoined, start, follow }: Kind, seconds: number) {
+  async run({ servers, start, follow }: Kind, seconds: number) {
+    const isJoined = servers > 1;
     await using folder = await makeFolder();
     await using nats = new Broker();
     const startNats = () => nats.start("-js", "-sd", folder.path);
     if (isJoined) await startNats();
     await using stack = new AsyncDisposableStack();
+    const launch = (port: number) => start(port, nats.url);
     for (let count = 0; count < servers; count++) {
-      const launch = (port: number) => start(port, nats.url);
       const place = stack.use(new Place(launch, this.#calm.signal));
       await place.start();
       this.#places.push(place);

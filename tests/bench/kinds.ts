@@ -16,9 +16,8 @@ export interface Following extends AsyncIterable<Followed> {
 
 /** Servers of a kind, and how they are followed. */
 export interface Kind {
+  /** How many there are. Two are joined by a NATS server with JetStream. */
   servers: number;
-  /** Whether a NATS server with JetStream joins them. */
-  isJoined: boolean;
   start(port: number, nats: string): Program;
   follow(locate: () => string, signal: AbortSignal): Following;
 }
@@ -26,7 +25,6 @@ export interface Kind {
 function ours(servers: number, flagsFor: (nats: string) => string[]): Kind {
   return {
     servers,
-    isJoined: servers > 1,
     start(port, nats) {
       const flags = ["--port", `${port}`, "--quiet", ...LIMITS, ...flagsFor(nats)];
       return new Script("broadcast_server.ts", flags);
@@ -53,7 +51,6 @@ async function loadSocketIo(folder: string): Promise<Kind> {
   const options = { transports: ["websocket"], reconnectionDelay: 100 };
   return {
     servers: 1,
-    isJoined: false,
     start: (port) => new Program("node", ["-e", sourceOf("cjs"), `${port}`], { cwd: folder }),
     follow(locate, signal) {
       const socket = new Manager(locate().replace("ws:", "http:"), options).socket("/");

@@ -1181,6 +1181,7 @@ for (const kind of ["English", "Chinese"] as const) {
       await browse(kind, async (open) => {
         const page = await open(`http://localhost:${server.addr.port}/`);
         await connect(page);
+        await page.locator(".received").waitFor();
         const texts = () => page.locator("#entries li.received div").allTextContents();
         for (
           const [missed, told] of [

@@ -1469,6 +1469,37 @@ test(
   },
 );
 
+test(
+  { needs: "chromium" },
+  "what can't be sent any more, because the server closes, is not said to be sent, and stays",
+  async () => {
+    using listener = Deno.listen({ hostname: "localhost", port: 0 });
+    const accepted = upgradeByHand(listener);
+    await browse("English", async (open) => {
+      const page = await open("about:blank");
+      await page.addInitScript(`
+        window.WebSocket = class extends WebSocket {
+          constructor(...all) {
+            super(...all);
+            window.socket = this;
+          }
+        };
+      `);
+      await page.goto(FROM_DISK);
+      await connect(page, `ws://localhost:${listener.addr.port}`);
+      using connection = await accepted;
+      // A Close frame, after which this server keeps the connection.
+      await connection.write(new Uint8Array([0x88, 0x02, 0x03, 0xe8]));
+      while (await page.evaluate("socket.readyState") !== WebSocket.CLOSING);
+      await page.fill("#text", "too late");
+      await page.press("#text", "Enter");
+      await page.getByRole("button", { name: "Send again" }).click();
+      assertEquals(await page.inputValue("#text"), "too late");
+      assertEquals(await count(page, "sent"), 1);
+    });
+  },
+);
+
 test({ needs: "chromium" }, "a double click is one click", async () => {
   await using server = serveByHand();
   await browse("English", async (open) => {

@@ -113,7 +113,7 @@ async function showAll(
 ): Promise<Close> {
   const silence = new AbortController();
   const signal = AbortSignal.any([silence.signal, interruption.signal]);
-  const reason = `Nothing has come for ${idle} seconds.`;
+  const reason = `Nothing has come for ${idle} s.`;
   let [lookedAt, silentLooks] = [performance.now(), 0];
   const timer = setInterval(() => {
     lookedAt = performance.now();

@@ -1213,10 +1213,38 @@ for (const kind of ["English", "Chinese"] as const) {
             );
           }
         }
+        await rooms.push("", new Uint8Array([0, 255, 7]).buffer);
+        await shows(page, ".received", "00 ff 07");
       });
     },
   );
 }
+
+test(
+  { needs: "chromium" },
+  "when its server tells no positions any more, the page says that messages may be gone",
+  async () => {
+    await using server = serveByHand((socket) => {
+      if (server.handshakes.all.length > 1) return socket.send("e.1 is no position");
+      socket.send("e.1");
+      socket.send("e.2\nfirst\n");
+      socket.close(1012);
+    });
+    await browse("English", async (open) => {
+      const page = await open(`${server.http}?after=`);
+      await press(page);
+      await page.locator("[data-state=waiting]").waitFor();
+      await page.evaluate("dispatchEvent(new Event('online'))");
+      await shows(page, ".failed", "Messages may be gone, and nobody knows how many.");
+      await shows(page, ".received", "e.1 is no position");
+      assertEquals(await page.locator(".received div").allTextContents(), [
+        "first\n",
+        "e.1 is no position",
+      ]);
+      assertEquals(server.handshakes.all, ["/handler?after=", "/handler?after=e.2"]);
+    });
+  },
+);
 
 test(
   { needs: "chromium" },

@@ -82,11 +82,7 @@ export async function run(): Promise<void> {
     server = /^\w+:\/\//.test(url) ? url : `ws://${url}`;
     const { header = [], origin, subprotocol: subprotocols, message, follow, timeout } = values;
     if (origin !== undefined) header.push(`Origin: ${origin}`);
-    handshake = {
-      headers: parseHeaders(header),
-      subprotocols,
-      timeout: timeout && timeout * 1000,
-    };
+    handshake = { headers: parseHeaders(header), subprotocols, timeout: timeout && timeout * 1000 };
     const isTyped = !values.null && !values.binary &&
       Deno.stdin.isTerminal() && Deno.stdout.isTerminal();
     const mayReconnect = values.reconnect || follow || message !== undefined || isTyped;

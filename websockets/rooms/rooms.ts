@@ -65,18 +65,12 @@ export class Rooms {
     return this.#rooms.get(name)?.size ?? 0;
   }
 
-  /** Refuses a client that wants to follow where it can't, for `processRequest`. */
-  refuse(request: Request): Response | undefined {
-    if (this.canReplay || afterOf(request) === null) return undefined;
-    return refuse(400, "Nothing is replayed here: connect without `after`.");
-  }
-
   /**
    * Lets a client hear what is said in a room from now on, until `leave`. With `after` in the query of
    * its handshake, it is a follower, which hears the position of each message as well. With a position
    * in `after`, what was said after that comes first.
    *
-   * @throws {ConnectionClosed} with 1013 if nothing can be replayed now: see `refuse`.
+   * @throws {ConnectionClosed} with 1013 if nothing can be replayed now: see `limit`.
    */
   async enter(name: string, websocket: Connection, handshake: Request): Promise<void> {
     const after = afterOf(handshake);
@@ -141,9 +135,17 @@ export class Rooms {
     for (const follower of room.followers) follower.close(1012, "Come back for what was missed.");
   }
 
-  /** The options of a server that takes no message which a relay would not take. */
+  /**
+   * The options of a server that refuses followers where nothing is replayed, and takes no message
+   * which a relay would not take.
+   */
   limit(options: ServeOptions): ServeOptions {
-    return this.relay?.limit(options) ?? options;
+    const { processRequest = [], ...limits } = this.relay?.limit(options) ?? options;
+    const refuseFollower = (request: Request) => {
+      if (this.canReplay || afterOf(request) === null) return undefined;
+      return refuse(400, "Nothing is replayed here: connect without `after`.");
+    };
+    return { ...limits, processRequest: [processRequest, refuseFollower].flat() };
   }
 
   /**

@@ -85,13 +85,14 @@ export class Rooms {
       room.clients.add(websocket);
       return await this.relay?.enter(name);
     }
+    // What its relay has read is kept for when it comes again, also if that takes longer now.
+    room.isRemembered = this.canReplay;
     room.entering++;
     await Promise.resolve(this.relay?.load?.(name)).finally(() => room.entering--);
     const { history } = room;
     if (!this.canReplay || !history) {
       throw new ConnectionClosed({ code: 1013, reason: "Nothing can be replayed now." });
     }
-    room.isRemembered = true;
     history.maxBytes = this.#maxHistory;
     room.follow(websocket, history, after);
   }
@@ -113,8 +114,8 @@ export class Rooms {
    * then on the room is remembered for a while, also if nobody is in it.
    */
   async push(name: string, message: Message): Promise<string | undefined> {
+    if (this.relay?.load) return await this.relay.publish(name, message) ?? undefined;
     if (!this.canReplay) return void this.say(name, message);
-    if (this.relay) return await this.relay.publish(name, message) ?? undefined;
     const room = this.#open(name);
     room.isRemembered = true;
     this.receive(name, message);

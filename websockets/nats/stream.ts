@@ -38,13 +38,6 @@ export interface Stored {
   message: Message;
 }
 
-/** What the stream keeps of a room, in order. */
-export interface Kept {
-  epoch: string;
-  start: number;
-  messages: Stored[];
-}
-
 /** The stream of all rooms with one subject. */
 export class Stream {
   readonly #link: Link;
@@ -121,27 +114,11 @@ export class Stream {
   }
 
   /**
-   * Reads what the stream keeps of a room after a number, in order.
+   * Reads the first message of a room after a number, if there is one.
    *
-   * @returns What was read, and a number after which no message of the room is gone.
-   * @throws {Error} if NATS does not answer, or much more comes while it is read.
+   * @throws {Error} if NATS does not answer.
    */
-  async readAfter(room: string, number: number): Promise<Kept> {
-    const read: Stored[] = [];
-    for (let next; (next = await this.#next(room, read.at(-1)?.number ?? number));) {
-      if (read.push(next) > 2 * MAX_KEPT) {
-        throw new Error("messages come faster than they are read");
-      }
-    }
-    // This is asked last, because what was the oldest may have gone meanwhile.
-    const { epoch, first } = await this.state();
-    // Where a room has fewer messages than it may have, what is gone was the oldest of all rooms.
-    const oldest = read.length < MAX_KEPT ? first : (await this.#next(room, 0))?.number ?? first;
-    const start = Math.max(0, oldest - 1);
-    return { epoch, start, messages: read.filter(({ number }) => number > start) };
-  }
-
-  async #next(room: string, number: number): Promise<Stored | undefined> {
+  async next(room: string, number: number): Promise<Stored | undefined> {
     const request = JSON.stringify({ next_by_subj: this.subjectOf(room), seq: number + 1 });
     const answer = await this.#request(`$JS.API.DIRECT.GET.${this.#name}`, request);
     if (answer.headers?.code === 404) return undefined;

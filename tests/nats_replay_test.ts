@@ -377,6 +377,56 @@ streamTest(
   },
 );
 
+streamTest(
+  "a push that can't wait for NATS gets 503, and others get 202 later",
+  async (broker, store) => {
+    await using script = await Script.server(
+      "broadcast_server.ts",
+      "--nats",
+      broker.url,
+      "--replay",
+    );
+    const url = script.url.replace("ws:", "http:");
+    const push = () => fetch(url, { method: "POST", body: "x".repeat(1_000_000) });
+    await broker.stop();
+    await script.prints(/NATS is lost/);
+    const pushes = Array.from({ length: 5 }, push);
+    const refused = await within(Promise.any(pushes), "an answer");
+    assertEquals([refused.status, refused.headers.get("Retry-After")], [503, "1"]);
+    assertEquals(await refused.text(), "NATS has not confirmed a message.\n");
+    await broker.start("-js", "-sd", store);
+    const answers = await within(Promise.all(pushes), "the other answers");
+    assertEquals(answers.map(({ status }) => status).sort(), [202, 202, 202, 202, 503]);
+    for (const answer of answers) if (answer !== refused) await answer.body?.cancel();
+  },
+);
+
+streamTest(
+  "a server that is full takes nothing from NATS, and then tells what is gone meanwhile",
+  async (broker) => {
+    await using here = await startServer(broker.url);
+    await using there = await startServer(broker.url);
+    await using plain = await connect(here.url);
+    const checked = check(follow(here.url), 1_100);
+    await eventually(() => assertEquals(here.rooms.count(""), 2));
+    await there.rooms.push("", "0");
+    assertEquals(await plain.receive(), "0");
+    const waiting = 2 ** 40;
+    here.server.countWaiting(waiting);
+    // A client that comes now is sent away.
+    await assertRejects(async () => await here.rooms.relay?.load?.(""), ConnectionClosed);
+    for (let number = 1; number <= 1_100; number++) await there.rooms.push("", `${number}`);
+    here.server.countWaiting(-waiting);
+    assertEquals(await within(checked, "the last message"), {
+      messages: 1_001,
+      lost: 0,
+      gaps: 1,
+      unknown: 1,
+    });
+    assertEquals(await plain.receive(), "101");
+  },
+);
+
 natsTest(
   "without JetStream, --replay is one line that says what to do, and exit code 1",
   async (broker) => {

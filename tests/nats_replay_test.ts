@@ -380,12 +380,8 @@ streamTest(
 streamTest(
   "a push that can't wait for NATS gets 503, and others get 202 later",
   async (broker, store) => {
-    await using script = await Script.server(
-      "broadcast_server.ts",
-      "--nats",
-      broker.url,
-      "--replay",
-    );
+    const flags = ["--nats", broker.url, "--replay"];
+    await using script = await Script.server("broadcast_server.ts", ...flags);
     const url = script.url.replace("ws:", "http:");
     const push = () => fetch(url, { method: "POST", body: "x".repeat(1_000_000) });
     await broker.stop();

@@ -85,7 +85,7 @@ export class Rooms {
       room.clients.add(websocket);
       return await this.relay?.enter(name);
     }
-    // What its relay has read is kept for when it comes again, also if that takes longer now.
+    // A relay that needs longer than this client may wait goes on until the client is back.
     room.isRemembered = this.canReplay;
     room.entering++;
     await Promise.resolve(this.relay?.load?.(name)).finally(() => room.entering--);

@@ -36,6 +36,7 @@ export class ReplayedRoom {
   #subscription: Subscription | undefined;
   /** Whether the server is to be told what is kept, too. */
   #isFollowed = false;
+  /** Whether it was told so. */
   #isLoaded = false;
   /** The stream that the numbers are of; "" before that is known. */
   #epoch = "";
@@ -43,7 +44,7 @@ export class ReplayedRoom {
   #told = 0;
   /** A number up to which all messages were read or heard. */
   #end = 0;
-  /** The last of them, while it is not known what is gone. When reading fails, it goes on behind them. */
+  /** The last of them, until it is known what is gone before them. Reading goes on behind them. */
   #kept: Stored[] = [];
   /** Whether the stream is to be read once more. */
   #isStale = false;
@@ -109,10 +110,10 @@ export class ReplayedRoom {
     const stored = stream.read(republished);
     const previous = numberIn(republished.headers, "Nats-Last-Sequence");
     if (!stored || previous === undefined) return;
-    // What was read is often heard a little later. Else it is another stream, with low numbers.
-    const isKnown = stored.number <= this.#end;
-    if (isKnown && this.#isReading) return;
-    if (isKnown || previous > this.#end || isFull()) {
+    const isRead = stored.number <= this.#end;
+    if (isRead && this.#isReading) return;
+    // When nothing is being read, a low number is one of another stream.
+    if (isRead || previous > this.#end || isFull()) {
       this.#mayMiss = true;
       this.update();
       return;
@@ -123,7 +124,7 @@ export class ReplayedRoom {
 
   #keep(stored: Stored) {
     this.#end = stored.number;
-    // After so many others, NATS has the first of them no more.
+    // With so many after it, NATS has the first of them no more.
     if (this.#kept.push(stored) > MAX_KEPT) this.#kept.shift();
   }
 
@@ -168,13 +169,18 @@ export class ReplayedRoom {
     const { stream, isFull } = this.#source;
     while (isFull() && !this.#isClosed) await delay(FULL_WAIT);
     const { epoch, last } = await stream.state();
-    if (epoch !== this.#epoch) this.#begin(epoch, last);
+    if (epoch !== this.#epoch) {
+      // What was said before a room is entered is not for its clients. All of another stream is.
+      this.#told = this.#epoch === "" ? last : 0;
+      this.#epoch = epoch;
+      this.#restart();
+    }
     const kept = this.#kept;
-    // There are no more of them now. If others come faster than they are read, they are read next time.
+    // At this moment there are no more than that. What comes faster than it is read is read next time.
     for (let count = 0; count < MAX_KEPT && !this.#isClosed; count++) {
       const end = this.#end;
       const stored = await stream.next(this.#name, end);
-      // Others may have been heard meanwhile.
+      // Something was heard meanwhile, or all is to be read.
       if (end !== this.#end) continue;
       if (!stored) break;
       this.#keep(stored);
@@ -191,20 +197,13 @@ export class ReplayedRoom {
     if (!this.#isStale) this.#mayMiss = false;
   }
 
-  #begin(epoch: string, last: number) {
-    // What was said before a room is entered is not for its clients. All of another stream is.
-    this.#told = this.#epoch === "" ? last : 0;
-    this.#epoch = epoch;
-    this.#restart();
-  }
-
   #restart() {
     this.#isLoaded = false;
     this.#end = this.#isFollowed ? 0 : this.#told;
     this.#kept = [];
   }
 
-  /** Tells what was read. No message after `start` is gone. */
+  /** Tells what was read. After `start`, nothing is gone. */
   #tellRead(start: number) {
     const { link, rooms } = this.#source;
     const isMissed = this.#mayMiss && start > this.#told;

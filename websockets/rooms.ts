@@ -103,7 +103,11 @@ export class Rooms {
     this.#close(name);
   }
 
-  /** Says a message in a room. Done when other servers can take more of them. */
+  /**
+   * Says a message in a room. Done when other servers can take more of them.
+   *
+   * @throws {ConnectionClosed} with 1013 if a relay can't tell whether it keeps the message.
+   */
   async say(name: string, message: Message): Promise<void> {
     if (!this.relay?.load) this.receive(name, message);
     await this.relay?.publish(name, message);
@@ -112,6 +116,8 @@ export class Rooms {
   /**
    * Says a message in a room, and tells its position: `undefined` where nothing is replayed. From
    * then on the room is remembered for a while, also if nobody is in it.
+   *
+   * @throws {ConnectionClosed} as `say` does. Out of `processRequest`, it is answered with 503.
    */
   async push(name: string, message: Message): Promise<string | undefined> {
     if (this.relay?.load) return await this.relay.publish(name, message) ?? undefined;

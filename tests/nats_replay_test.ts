@@ -14,7 +14,7 @@ import {
 } from "websockets";
 import { Relay, type RelayOptions } from "websockets/nats.ts";
 import { Broker, natsTest } from "./broker.ts";
-import { chance, check, numbered, withoutPauses } from "./followers.ts";
+import { chance, check, inRooms, numbered, withoutPauses } from "./followers.ts";
 import { eventually, freePort, Inbox, within } from "./helpers.ts";
 import { Script } from "./programs.ts";
 import { startProxy } from "./proxy.ts";
@@ -45,16 +45,7 @@ async function startServer(url: string, options: Options = {}) {
   const times = { timeout: 2_000, reconnectWait: 10 };
   const given = { url, subject: "broadcast", rooms, replay: true, log, ...times, ...options };
   rooms.relay = await Relay.connect(given);
-  const handler = async (websocket: Connection, request: Request) => {
-    const name = new URL(request.url).searchParams.get("room") ?? "";
-    try {
-      await rooms.enter(name, websocket, request);
-      for await (const message of websocket) await rooms.say(name, message);
-    } finally {
-      rooms.leave(name, websocket);
-    }
-  };
-  const server = rooms.join(serve(handler, rooms.limit({ port: 0, log() {} })));
+  const server = rooms.join(serve(inRooms(rooms), rooms.limit({ port: 0, log() {} })));
   const stop = async () => {
     await within(server.shutdown(), "the server to stop");
     await within(rooms.close(), "the relay to stop");

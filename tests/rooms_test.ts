@@ -15,6 +15,7 @@ import {
   type ServeOptions,
   type Server,
 } from "websockets";
+import { inRooms } from "./followers.ts";
 import { eventually, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 
@@ -28,17 +29,10 @@ interface Started extends AsyncDisposable {
 function start(options: RoomsOptions & ServeOptions = {}, relay?: RoomRelay): Started {
   const rooms = new Rooms(options);
   rooms.relay = relay;
-  const handler = async (websocket: Connection, request: Request) => {
-    const name = new URL(request.url).searchParams.get("room") ?? "";
-    try {
-      await rooms.enter(name, websocket, request);
-      for await (const message of websocket) await rooms.say(name, message);
-    } finally {
-      rooms.leave(name, websocket);
-    }
-  };
   const processRequest = (request: Request) => rooms.refuse(request);
-  const server = rooms.join(serve(handler, { port: 0, log() {}, processRequest, ...options }));
+  const server = rooms.join(
+    serve(inRooms(rooms), { port: 0, log() {}, processRequest, ...options }),
+  );
   return {
     rooms,
     server,

@@ -13,7 +13,7 @@ export const MAX_CLIENTS = 10_000;
  */
 export const IDLE_TIMEOUT = 30;
 /** Seconds of 24 days. With more, the timers of the runtime would end at once. */
-const MAX_SECONDS: number = 24 * 24 * 60 * 60;
+export const MAX_SECONDS: number = 24 * 24 * 60 * 60;
 
 /** What the runtime knows of a request, such as `remoteAddr`. */
 export type RequestInfo = Deno.ServeHandlerInfo<Deno.NetAddr>;

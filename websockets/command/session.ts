@@ -7,7 +7,7 @@ import type { Connection } from "../connection.ts";
 import { ConnectionClosed, isConnectionClosed } from "../connection_closed.ts";
 import { withoutSecrets } from "../failures.ts";
 import type { Message } from "../message.ts";
-import { noPosition, Place, type Return } from "../place.ts";
+import { noPosition, Place, type Return } from "../rooms/place.ts";
 import { now } from "../script/clock.ts";
 import { endTurn, type Interruption } from "../script/run.ts";
 import { describeEnd } from "./input_output.ts";

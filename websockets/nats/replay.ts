@@ -5,7 +5,7 @@ import { deadline } from "@std/async";
 import { ConnectionClosed } from "../connection_closed.ts";
 import type { Message } from "../message.ts";
 import type { ServeOptions } from "../options.ts";
-import type { RoomRelay } from "../room_relay.ts";
+import type { RoomRelay } from "../rooms/relay.ts";
 import type { Link } from "./link.ts";
 import { Publisher } from "./publisher.ts";
 import { ReplayedRoom, type RoomSource } from "./replayed_room.ts";

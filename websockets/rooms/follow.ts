@@ -1,9 +1,9 @@
 // A client that follows a room: it comes back after a loss, and asks for what it has missed.
 
-import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "./connect.ts";
-import type { Connection } from "./connection.ts";
-import { ConnectionClosed, handled } from "./connection_closed.ts";
-import type { Message, Sendable } from "./message.ts";
+import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "../connect.ts";
+import type { Connection } from "../connection.ts";
+import { ConnectionClosed, handled } from "../connection_closed.ts";
+import type { Message, Sendable } from "../message.ts";
 import { noPosition, Place } from "./place.ts";
 
 /** How to follow. What is `undefined` is not given. */

@@ -1,6 +1,6 @@
 // Where a client is in a room that it follows: the other end of history.ts.
 
-import type { Message } from "./message.ts";
+import type { Message } from "../message.ts";
 
 /** What the first message says: a position, how many messages are lost, and how many come again. */
 const FIRST = /^([\w-]{1,23}\.\d{1,16})( lost(?: (\d{1,16}))?)?(?: missed (\d{1,16}))?$/;

@@ -1,14 +1,14 @@
 // Rooms: what is said in one is heard by all of its clients, and again by those that lost it.
 
-import type { Acceptor } from "./accept.ts";
-import type { Connection } from "./connection.ts";
-import { ConnectionClosed } from "./connection_closed.ts";
-import { refuse } from "./handshake.ts";
+import type { Acceptor } from "../accept.ts";
+import type { Connection } from "../connection.ts";
+import { ConnectionClosed } from "../connection_closed.ts";
+import { refuse } from "../handshake.ts";
 import { History } from "./history.ts";
-import type { Message } from "./message.ts";
-import { checkSeconds, checkWhole, type ServeOptions } from "./options.ts";
+import type { Message } from "../message.ts";
+import { checkSeconds, checkWhole, type ServeOptions } from "../options.ts";
 import { Room } from "./room.ts";
-import type { KeptMessages, RoomRelay } from "./room_relay.ts";
+import type { KeptMessages, RoomRelay } from "./relay.ts";
 
 /** Bytes that a room keeps: some thousands of short texts, or one message of the largest size. */
 const MAX_HISTORY = 2 * 1024 ** 2;

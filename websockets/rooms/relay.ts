@@ -1,8 +1,8 @@
 // What joins the rooms of several servers, as the rooms see it.
 
-import type { Acceptor } from "./accept.ts";
-import type { Message } from "./message.ts";
-import type { ServeOptions } from "./options.ts";
+import type { Acceptor } from "../accept.ts";
+import type { Message } from "../message.ts";
+import type { ServeOptions } from "../options.ts";
 
 /** What a relay has kept of a room, in the order in which it was said. */
 export interface KeptMessages {

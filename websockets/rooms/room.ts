@@ -1,8 +1,8 @@
 // A room: its clients, and what was said in it.
 
-import type { Connection } from "./connection.ts";
+import type { Connection } from "../connection.ts";
 import type { History } from "./history.ts";
-import type { Content, Message } from "./message.ts";
+import type { Content, Message } from "../message.ts";
 
 /** The clients that hear each other, and the history of what they have said. */
 export class Room {

@@ -83,15 +83,6 @@ export class ReplayedRoom {
     this.#subscription?.unsubscribe();
   }
 
-  /** Tells the server what is kept, too, and does what `update` does. */
-  follow(): Promise<void> {
-    if (!this.#isFollowed) {
-      this.#isFollowed = true;
-      this.#restart();
-    }
-    return this.update();
-  }
-
   /**
    * Receives all that is in the stream at this moment.
    *
@@ -102,6 +93,15 @@ export class ReplayedRoom {
     this.#isStale = true;
     if (!this.#isReading) this.#read();
     return promise;
+  }
+
+  /** Does what `update` does, and tells the server what is kept, too. */
+  follow(): Promise<void> {
+    if (!this.#isFollowed) {
+      this.#isFollowed = true;
+      this.#restart();
+    }
+    return this.update();
   }
 
   /** Hears what NATS has just stored, or reads it where something before it was not heard. */
@@ -124,8 +124,10 @@ export class ReplayedRoom {
 
   #keep(stored: Stored) {
     this.#end = stored.number;
+    if (this.#kept.push(stored) <= MAX_KEPT) return;
     // With so many after it, NATS has the first of them no more.
-    if (this.#kept.push(stored) > MAX_KEPT) this.#kept.shift();
+    this.#kept.shift();
+    this.#mayMiss = true;
   }
 
   #tell() {

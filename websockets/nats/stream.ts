@@ -108,7 +108,7 @@ export class Stream {
     return told;
   }
 
-  /** The state of the stream some time ago, but since NATS was last away. */
+  /** The state that this connection to NATS has told last, which may be some time ago. */
   async current(): Promise<StreamState> {
     return this.#told?.nats === this.#link.nats ? this.#told.state : await this.state();
   }
@@ -137,7 +137,7 @@ export class Stream {
     return { number, message };
   }
 
-  /** What sends a message once: `publish` may be called with it again. */
+  /** Makes a function that sends a message. NATS stores it once, however often that is called. */
   prepare(room: string, message: Message): () => Promise<number> {
     const headers = this.#makeHeaders();
     headers.set("Nats-Msg-Id", `${this.#id}.${this.#ids++}`);

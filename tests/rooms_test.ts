@@ -366,6 +366,12 @@ class StreamRelay implements RoomRelay {
   }
 }
 
+Deno.test("a push to a relay that keeps one order has a position, also without a server", async () => {
+  const rooms = new Rooms();
+  rooms.relay = new StreamRelay(new Stream());
+  assertEquals(await rooms.push("", "hello"), "stream.1");
+});
+
 /** A server that is joined to others by a stream. */
 function startJoined(stream: Stream) {
   const relay = new StreamRelay(stream);

@@ -26,6 +26,8 @@ export interface RoomRelay {
   /**
    * Tells the other servers what was said. Without `load`, they alone hear it. With `load`, it comes
    * back to this server as well, and this is done when it is safe: its position.
+   *
+   * @throws {ConnectionClosed} with 1013 if nobody knows whether it is safe.
    */
   publish(room: string, message: Message): Promise<string | void>;
   /**

@@ -14,7 +14,7 @@ export class Room {
   entering = 0;
   /** There is none where a relay has not loaded it. */
   history: History | undefined;
-  /** Whether somebody was told a position, so that it has to stay true for a while. */
+  /** Whether it stays for a while when nobody is in it: somebody knows a position, or waits for one. */
   isRemembered = false;
   #deliveries: { message: Message; content: Content | undefined }[] = [];
 

@@ -54,9 +54,9 @@ export class Program implements AsyncDisposable {
     return await Promise.race([printed, ended]);
   }
 
-  /** Waits for the end: its exit code. */
-  async end(): Promise<number> {
-    return (await within(this.#ended, "the program to end")).code;
+  /** Waits for the end, for so many milliseconds if it may take longer than usual: its exit code. */
+  async end(patience?: number): Promise<number> {
+    return (await within(this.#ended, "the program to end", patience)).code;
   }
 
   async [Symbol.asyncDispose]() {

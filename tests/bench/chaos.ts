@@ -129,9 +129,12 @@ class Chaos {
       const speakers = Array.from({ length: SPEAKERS }, () => this.#speak());
       await Promise.all([this.#break(breaks, seconds), this.#burst(), ...speakers]);
       await this.#meet();
-      this.#end.abort();
     };
-    await Promise.all([breakAll(), ...followings]);
+    // Nothing is left behind if one of them fails, because the others end before that is told.
+    const broken = breakAll().finally(() => this.#end.abort());
+    for (const each of await Promise.allSettled([broken, ...followings])) {
+      if (each.status === "rejected") throw each.reason;
+    }
     const { messages, counts, faults } = this.ledger;
     this.ledger.check();
     return {

@@ -25,8 +25,8 @@ const ROOMS = ["red", "green", "blue", "white"];
 /** A room of large messages, in which some read nothing for a while. */
 const SLOW_ROOM = "slow";
 const SLOW_READERS = 6;
-/** Bytes of its messages, and how many come at once: more than systems take for a reader. */
-const [LARGE, BURST] = [500_000, 24];
+/** Bytes of its messages, and how many come at once: more than systems take for a reader, for seconds. */
+const [LARGE, BURST] = [200_000, 100];
 /** Milliseconds between two of these bursts, at the most. */
 const BURST_PAUSE = 8_000;
 /** Bytes after which a connection is reset, at the most. Most are reset much earlier. */
@@ -196,7 +196,10 @@ class Chaos {
   async #burst() {
     while (!this.#calm.signal.aborted) {
       for (const { slow } of this.#places) slow.hold();
-      for (let count = 0; count < BURST; count++) await this.#push(SLOW_ROOM, LARGE);
+      for (let count = 0; count < BURST && !this.#calm.signal.aborted; count++) {
+        await this.#push(SLOW_ROOM, LARGE);
+        await delay(below(PAUSE));
+      }
       for (const { slow } of this.#places) slow.release();
       await delay(below(BURST_PAUSE), { signal: this.#calm.signal }).catch(() => {});
     }

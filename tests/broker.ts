@@ -49,14 +49,15 @@ export class Broker implements AsyncDisposable {
     await Deno.remove(path);
   }
 
+  /** Its connections: how many subscriptions each has, and how many messages have come from it. */
+  async connections(): Promise<{ subscriptions: number; in_msgs: number }[]> {
+    const answer = await fetch(`http://127.0.0.1:${this.#monitor}/connz?subs=true`);
+    return (await answer.json()).connections;
+  }
+
   /** How many subscriptions there are, beside its own. */
   async subscriptions(): Promise<number> {
-    const answer = await fetch(`http://127.0.0.1:${this.#monitor}/connz?subs=true`);
-    const { connections } = await answer.json();
-    return connections.reduce(
-      (sum: number, each: { subscriptions: number }) => sum + each.subscriptions,
-      0,
-    );
+    return (await this.connections()).reduce((sum, each) => sum + each.subscriptions, 0);
   }
 
   /** Waits until there are so many subscriptions. */

@@ -286,6 +286,32 @@ streamTest(
   },
 );
 
+streamTest("what NATS has stored is not said again to another stream", async (broker, store) => {
+  await using link = startProxy(broker.port, () => Infinity);
+  await using here = await startServer(link.url.replace("ws:", "nats:"));
+  await using there = await startServer(broker.url);
+  await using plain = await connect(there.url);
+  await here.rooms.push("", "first");
+  assertEquals(await within(plain.receive(), "the first message"), "first");
+  link.hold();
+  const refused = assertRejects(() => here.rooms.push("", "stored"), ConnectionClosed);
+  assertEquals(await within(plain.receive(), "what is not confirmed"), "stored");
+  await broker.stop();
+  link.cut();
+  link.release();
+  // JetStream may begin to answer later than NATS.
+  await broker.start();
+  await eventually(async () => {
+    const asked = (await broker.connections()).filter(({ in_msgs }) => in_msgs > 1);
+    assertEquals(asked.length, 2);
+  });
+  await broker.stop();
+  await broker.start("-js", "-sd", store);
+  assertEquals((await within(refused, "the sender to be told")).code, 1013);
+  await there.rooms.push("", "last");
+  assertEquals(await within(plain.receive(), "the last message"), "last");
+});
+
 streamTest("a room has its last 1,000 messages, and what is gone is told", async (broker) => {
   await using here = await startServer(broker.url);
   await here.rooms.push("other", "the oldest message of all rooms");

@@ -48,21 +48,27 @@ export class Proxy implements AsyncDisposable {
     try {
       const far = await Deno.connect({ hostname: "localhost", port: this.port });
       this.#connections.add(near).add(far);
-      await Promise.all([this.#copy(near, far, Infinity), this.#copy(far, near, this.allowance())]);
+      const back = this.#copy(far, near, this.allowance(), () => this.#gate.promise);
+      await Promise.all([this.#copy(near, far), back]);
     } catch {
       // One of them has gone, or the server is away.
       this.#end(near);
     }
   }
 
-  /** Passes on what comes, up to so many bytes, and ends both connections. */
-  async #copy(from: Deno.TcpConn, to: Deno.TcpConn, allowance: number) {
+  /** Passes on what comes, when it may, up to so many bytes, and ends both connections. */
+  async #copy(
+    from: Deno.TcpConn,
+    to: Deno.TcpConn,
+    allowance: number = Infinity,
+    gate: () => Promise<void> | undefined = () => undefined,
+  ) {
     const buffer = new Uint8Array(2 ** 14);
     try {
       while (allowance > 0) {
         const count = await from.read(buffer);
         if (count === null) return;
-        await this.#gate.promise;
+        await gate();
         let bytes = buffer.subarray(0, Math.min(count, allowance));
         allowance -= count;
         while (bytes.length > 0) bytes = bytes.subarray(await to.write(bytes));

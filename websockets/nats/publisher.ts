@@ -73,15 +73,18 @@ export class Publisher {
         const { epoch } = await abortable(state(), signal);
         // Another stream does not know it again.
         if (sentIn !== undefined && sentIn !== epoch) break;
+        const before = sentIn;
         sentIn = epoch;
-        const confirmed = send();
+        const confirmed = send().catch((error) => {
+          // There was no stream that could take it this time.
+          if (isUnheard(error)) sentIn = before;
+          throw error;
+        });
         onSent();
         return `${epoch}.${await abortable(confirmed, signal)}`;
       } catch (error) {
         reason = (error as Error).message;
         if (error instanceof RefusedError) break;
-        // There was no stream that could take it.
-        if (isUnheard(error)) sentIn = undefined;
         state = () => this.#stream.state();
         await delay(reconnectWait, { signal }).catch(() => {});
       }

@@ -5,6 +5,7 @@ import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { delay } from "@std/async";
 import type { Handler } from "websockets";
 import { Budget } from "../websockets/budget.ts";
+import { READ_INTERVAL } from "../websockets/eviction.ts";
 import { Outbox } from "../websockets/outbox.ts";
 import { currentClient } from "../websockets/waiting.ts";
 import { eventually, heldMemory, TestClient, within } from "./helpers.ts";
@@ -300,6 +301,26 @@ Deno.test("what the system takes for a client that does not read is not blamed o
   }
   assertEquals(dropped, ["sleeper: It read too little while too much was waiting."]);
   reader.end({ code: 1000, reason: "" });
+});
+
+Deno.test("a client has not read too little because the process stood still again and again", async () => {
+  const { now } = performance;
+  let time = 0;
+  performance.now = () => time;
+  try {
+    const budget = new Budget(4 * MEBIBYTE, Infinity);
+    const outbox = outboxFor(new FakeSocket(), budget);
+    for (let count = 0; count < 10; count++) outbox.send(new Uint8Array(200_000));
+    for (let stops = 0; stops < 4; stops++) {
+      const before = budget.clock;
+      time += 3_000;
+      await eventually(() => assert(budget.clock > before));
+    }
+    assertLessOrEqual(budget.clock - outbox.takenAt, READ_INTERVAL / 2);
+    outbox.end({ code: 1006, reason: "" });
+  } finally {
+    performance.now = now;
+  }
 });
 
 Deno.test("what is only kept in case is freed before a client has to go", () => {

@@ -402,7 +402,7 @@ test(
   "a message of 1 MiB to 300 readers who are held back is in memory once, and nobody has to go",
   async () => {
     // Without this, the runtime keeps for each connection a copy of the largest message sent to it.
-    const env = { NO_COLOR: "1", DENO_USE_WRITEV: "1" };
+    const env = { DENO_USE_WRITEV: "1" };
     const args = ["run", "--allow-net", "broadcast_server.ts", "--port", "0", "--quiet"];
     const cwd = new URL("../", import.meta.url);
     await using server = new Program(Deno.execPath(), args, { cwd, env });

@@ -19,10 +19,11 @@ function startWithHosts(
   { isolation = [] as string[], stdin = "null" as "null" | "piped" } = {},
 ): Program {
   const lines = addresses.map((address) => `${address} localhost\\n`).join("");
-  const script = `file=$(mktemp) && printf '${lines}' > $file && mount --bind $file /etc/hosts &&
-    rm $file && ${command}`;
+  const script =
+    `file=$(mktemp) && printf '${lines}' > "$file" && mount --bind "$file" /etc/hosts &&
+    rm "$file" && ${command}`;
   const args = ["--map-root-user", "--mount", ...isolation, "sh", "-c", script];
-  return new Program("unshare", args, { cwd: ROOT, env: { NO_COLOR: "1" }, stdin });
+  return new Program("unshare", args, { cwd: ROOT, env: { SHELL: "/bin/sh" }, stdin });
 }
 
 test(

@@ -16,7 +16,7 @@ import { SocketTransport } from "../websockets/nats/transport.ts";
 import { Broker, natsTest } from "./broker.ts";
 import { eventually, freePort, Inbox, TestClient, within } from "./helpers.ts";
 import { test } from "./needs.ts";
-import { Script } from "./programs.ts";
+import { certify, Script } from "./programs.ts";
 import { ask, handshake, RawClient } from "./raw.ts";
 
 /** For tests that need much to be on its way. */
@@ -302,14 +302,8 @@ natsTest(
 /** A certificate for a host, in a folder that is removed in the end. */
 async function createCertificate(host: string) {
   const folder = await Deno.makeTempDir();
-  const [cert, key] = [`${folder}/cert.pem`, `${folder}/key.pem`];
-  const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
-    `-keyout ${key} -out ${cert} -subj /CN=nats -addext subjectAltName=${host} ` +
-    "-addext basicConstraints=critical,CA:FALSE";
-  const openssl = new Deno.Command("openssl", { args: request.split(" "), stderr: "piped" });
-  assert((await openssl.output()).success);
   const remove = () => Deno.remove(folder, { recursive: true });
-  return { cert, key, [Symbol.asyncDispose]: remove };
+  return { ...await certify(folder, host), [Symbol.asyncDispose]: remove };
 }
 
 natsTest("it speaks TLS, and says so if it can't trust the certificate", async (broker) => {

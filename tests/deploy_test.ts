@@ -348,9 +348,11 @@ testWith(
   async () => {
     await using folder = await makeFolder();
     const port = `${freePort()}`;
+    // It splits a command at each blank that is not escaped.
+    const escape = (path: string) => path.replaceAll(" ", "\\x20");
     const unit = blockOf("ini")
-      .replaceAll("/usr/local/bin/deno", Deno.execPath())
-      .replaceAll("/srv/websocket/", ROOT);
+      .replaceAll("/usr/local/bin/deno", escape(Deno.execPath()))
+      .replaceAll("/srv/websocket/", escape(ROOT));
     await Deno.writeTextFile(`${folder.path}/websocket@.service`, unit);
     const verify = ["verify", `${folder.path}/websocket@${port}.service`];
     const { stderr } = await new Deno.Command(SYSTEMD_ANALYZE, { args: verify }).output();
@@ -359,7 +361,8 @@ testWith(
 
     const commandOf = (key: string) => {
       const [, command = ""] = unit.match(RegExp(`^${key}=(.*)$`, "m")) ?? [];
-      return command.replaceAll("%i", port).split(" ");
+      const words = command.replaceAll("%i", port).split(" ");
+      return words.map((word) => word.replaceAll("\\x20", " "));
     };
     const [curl, ...options] = commandOf("ExecStartPost");
     await using waiting = new Program(curl, options);

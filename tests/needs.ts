@@ -70,6 +70,17 @@ function hasBothLoopbacks(): boolean {
   }
 }
 
+/** Descriptors that the tests have at a time. All that run at once share one process. */
+const DESCRIPTORS = 4_096;
+
+/** Whether the system lets a process have so many. Deno raises its soft limit to the hard one. */
+function hasDescriptors(): boolean {
+  if (Deno.build.os !== "linux") return true;
+  const limits = Deno.readTextFileSync("/proc/self/limits");
+  const [, hard] = limits.match(/^Max open files +\S+ +(\S+)/m) ?? [];
+  return hard === "unlimited" || Number(hard) >= DESCRIPTORS;
+}
+
 /** Whether the package that a recipe imports is here, or can be fetched. */
 function hasHono(): boolean {
   const recipes = Deno.readTextFileSync(new URL("../websockets/RECIPES.md", import.meta.url));
@@ -105,6 +116,10 @@ const needs = {
   hono: [
     () => run && hasHono(),
     "of the recipe with Hono: where npm's registry can be reached, `deno task test` runs them",
+  ],
+  descriptors: [
+    () => run && hasDescriptors(),
+    `of very many clients: they need \`ulimit -Hn ${DESCRIPTORS}\``,
   ],
   loopbacks: [
     () => net && hasBothLoopbacks(),

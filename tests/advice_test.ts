@@ -86,7 +86,7 @@ test({ needs: "net" }, "a redirection is told with its address", async () => {
 function startBehind(proxy: string, ...args: string[]): Program {
   return new Program(Deno.execPath(), ["run", "--allow-net", "websockets", ...args], {
     cwd: new URL("../", import.meta.url),
-    env: { HTTP_PROXY: proxy, HTTPS_PROXY: proxy },
+    env: { HTTP_PROXY: proxy, HTTPS_PROXY: proxy, NO_PROXY: "", no_proxy: "" },
   });
 }
 

@@ -81,6 +81,11 @@ function hasDescriptors(): boolean {
   return hard === "unlimited" || Number(hard) >= DESCRIPTORS;
 }
 
+/** Whether a browser can be online: it has an address that others may reach. */
+function hasNetwork(): boolean {
+  return Deno.networkInterfaces().some(({ address }) => !/^(127\.|::1$|fe80:)/.test(address));
+}
+
 /** Whether the package that a recipe imports is here, or can be fetched. */
 function hasHono(): boolean {
   const recipes = Deno.readTextFileSync(new URL("../websockets/RECIPES.md", import.meta.url));
@@ -100,6 +105,10 @@ const needs = {
   chromium: [
     () => run && CHROMIUM,
     "of the page: install Chromium, and `deno task test` runs them",
+  ],
+  network: [
+    () => run && hasNetwork(),
+    "of a browser that goes offline: this machine has no network",
   ],
   nats: [
     () => run && NATS_SERVER,

@@ -1717,7 +1717,7 @@ test(
 );
 
 test(
-  { needs: "chromium" },
+  { needs: ["chromium", "network"] },
   "offline shows at once and closes nothing, and online tries at once",
   async () => {
     const sockets: WebSocket[] = [];

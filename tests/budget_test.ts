@@ -323,6 +323,37 @@ Deno.test("a client has not read too little because the process stood still agai
   }
 });
 
+Deno.test("a look at the clients in which the process stood still does not put the next one off", async () => {
+  const { now } = performance;
+  const { setTimeout } = globalThis;
+  let time = 0;
+  /** Each look at it lasts for three seconds. */
+  class StillSocket extends FakeSocket {
+    override get bufferedAmount() {
+      time += 3_000;
+      return super.bufferedAmount;
+    }
+  }
+  const pauses: number[] = [];
+  const noted = (task: () => void, milliseconds = 0) => {
+    pauses.push(milliseconds);
+    return setTimeout(task, milliseconds);
+  };
+  performance.now = () => time;
+  globalThis.setTimeout = noted as typeof setTimeout;
+  try {
+    const outbox = outboxFor(new StillSocket(), new Budget(4 * MEBIBYTE, Infinity));
+    for (let count = 0; count < 10; count++) outbox.send(new Uint8Array(200_000));
+    const before = time;
+    await eventually(() => assert(time > before));
+    outbox.end({ code: 1006, reason: "" });
+    assertLessOrEqual(Math.max(...pauses), READ_INTERVAL / 2);
+  } finally {
+    performance.now = now;
+    globalThis.setTimeout = setTimeout;
+  }
+});
+
 Deno.test("what is only kept in case is freed before a client has to go", () => {
   const budget = new Budget(MEBIBYTE, Infinity);
   const outbox = outboxFor(new FakeSocket(), budget);

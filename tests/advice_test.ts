@@ -84,9 +84,12 @@ test({ needs: "net" }, "a redirection is told with its address", async () => {
 
 /** Starts the test command where the environment names this proxy. */
 function startBehind(proxy: string, ...args: string[]): Program {
+  const proxies = { HTTP_PROXY: proxy, HTTPS_PROXY: proxy, ALL_PROXY: "", NO_PROXY: "" };
+  // What this machine has of these, also in small letters, does not count.
+  const env = Object.entries(proxies).flatMap((each) => [each, [each[0].toLowerCase(), each[1]]]);
   return new Program(Deno.execPath(), ["run", "--allow-net", "websockets", ...args], {
     cwd: new URL("../", import.meta.url),
-    env: { HTTP_PROXY: proxy, HTTPS_PROXY: proxy, NO_PROXY: "", no_proxy: "" },
+    env: Object.fromEntries(env),
   });
 }
 

@@ -261,8 +261,8 @@ testWith(
   NGINX,
   "behind nginx, pings keep a silent client, and without them it is cut off",
   async () => {
-    const change = (site: string) => site.replace(/(?<=proxy_read_timeout )\w+/, "1500ms");
-    await using pinging = await startProxied(startServer(echo(), { idleTimeout: 0.4 }), change);
+    const change = (site: string) => site.replace(/(?<=proxy_read_timeout )\w+/, "6s");
+    await using pinging = await startProxied(startServer(echo(), { idleTimeout: 4 }), change);
     await using silent = await startProxied(startServer(echo(), { idleTimeout: 0 }), change);
     await using kept = await pinging.open();
     await using cut = await silent.open();

@@ -12,7 +12,7 @@ import { handler as typing } from "./exercises/typing.ts";
 
 /** A server with a solution of an exercise, and a way to come in with a name. */
 function startChat(handler: Handler, options = {}) {
-  const server = startServer(handler, { processRequest: checkName, ...options });
+  const server = startServer(handler, { processRequest: checkName, ...options, port: 0 });
   const enter = (name: string) =>
     TestClient.open(`${server.url}/?name=${encodeURIComponent(name)}`);
   return { enter, [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() };

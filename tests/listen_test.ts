@@ -23,7 +23,8 @@ function startWithHosts(
     `file=$(mktemp) && printf '${lines}' > "$file" && mount --bind "$file" /etc/hosts &&
     rm "$file" && ${command}`;
   const args = ["--map-root-user", "--mount", ...isolation, "sh", "-c", script];
-  return new Program("unshare", args, { cwd: ROOT, env: { SHELL: "/bin/sh" }, stdin });
+  const env = { SHELL: "/bin/sh", DENO_NO_PROMPT: "" };
+  return new Program("unshare", args, { cwd: ROOT, env, stdin });
 }
 
 test(

@@ -75,7 +75,7 @@ const DESCRIPTORS = 4_096;
 
 /** Whether the system lets a process have so many. Deno raises its soft limit to the hard one. */
 function hasDescriptors(): boolean {
-  if (Deno.build.os !== "linux") return true;
+  if (!run || Deno.build.os !== "linux") return true;
   const limits = Deno.readTextFileSync("/proc/self/limits");
   const [, hard] = limits.match(/^Max open files +\S+ +(\S+)/m) ?? [];
   return hard === "unlimited" || Number(hard) >= DESCRIPTORS;
@@ -127,7 +127,7 @@ const needs = {
     "of the recipe with Hono: where npm's registry can be reached, `deno task test` runs them",
   ],
   descriptors: [
-    () => run && hasDescriptors(),
+    hasDescriptors,
     `of very many clients: they need \`ulimit -Hn ${DESCRIPTORS}\``,
   ],
   loopbacks: [

@@ -282,6 +282,7 @@ testExchanges(
       for (const client of clients) await client[Symbol.asyncDispose]();
     }
   },
+  ["net", "descriptors"],
 );
 
 /** A request with a body that goes on, from an address. */

@@ -18,21 +18,19 @@ export let rooms: Rooms = new Rooms();
 /** The article's handler: a client is in its room until it leaves. */
 export async function handler(websocket: Connection, request: Request): Promise<void> {
   const name = roomOf(request);
+  const tell = (event: string) =>
+    log(`${event}${name && ` (room ${name})`}, ${rooms.count(name)} connected.`);
   try {
     await rooms.enter(name, websocket, request);
-    tell("A client joined", name);
+    tell("A client joined");
     for await (const message of websocket) {
       print(name && `Room ${name}:`, message);
       await rooms.say(name, message);
     }
   } finally {
     rooms.leave(name, websocket);
-    websocket.closed.then(({ code }) => tell(`A client left (${code})`, name));
+    websocket.closed.then(({ code }) => tell(`A client left (${code})`));
   }
-}
-
-function tell(event: string, name: string) {
-  log(`${event}${name && ` (room ${name})`}, ${rooms.count(name)} connected.`);
 }
 
 /** The name of the room in a URL, such as `red` in `/?room=red`. */
@@ -56,9 +54,8 @@ export function push(request: Request, { completed }: RequestInfo): Promise<Resp
     const name = roomOf(request);
     const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(body);
     print(name && `Room ${name}:`, text);
-    const position = await rooms.push(name, text);
-    const answer = JSON.stringify({ clients: rooms.count(name), position });
-    return new Response(`${answer}\n`, { status: 202 });
+    const answer = { clients: rooms.count(name), position: await rooms.push(name, text) };
+    return new Response(`${JSON.stringify(answer)}\n`, { status: 202 });
   });
 }
 
@@ -72,7 +69,7 @@ if (import.meta.main) {
   };
   // The page follows by itself, where messages are given again after a loss.
   const page = () => rooms.canReplay ? html.replace("<html", "<html data-replay") : html;
-  const processRequest = [checkRoom, (request: Request) => rooms.refuse(request), push];
+  const processRequest = [checkRoom, push];
   const options = { port: 9998, page, processRequest, flags, release: () => rooms.close() };
   await runServer("Broadcast server", options, async (options, given) => {
     const { nats: url, subject = "broadcast", replay, "max-history": maxHistory } = given;

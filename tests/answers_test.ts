@@ -6,6 +6,7 @@ import { assert, assertEquals, assertLessOrEqual, assertMatch } from "@std/asser
 import { Buffer } from "node:buffer";
 import { createHmac } from "node:crypto";
 import { cp } from "node:fs/promises";
+import { dirname } from "node:path";
 import { eventually, freePort, TestClient, within } from "./helpers.ts";
 import { Machine } from "./machine.ts";
 import { CHROMIUM, CHROMIUM_FLAGS, isThere, test } from "./needs.ts";
@@ -80,6 +81,7 @@ function answer(
     const port = freePort();
     await using folder = await copyLibrary(port);
     for (const [file, bytes] of Object.entries(files)) {
+      await Deno.mkdir(dirname(`${folder.path}/${file}`), { recursive: true });
       await Deno.writeFile(`${folder.path}/${file}`, bytes);
     }
     await changeConstants(`${folder.path}/${name}`, constants);
@@ -292,9 +294,17 @@ answer("hono.ts", "Hono has its routes, and the library the clients", async (url
   await using client = await TestClient.open(url);
   client.send("hello");
   assertEquals(await client.next(), "hello");
-  const response = await fetch(`${url.replace("ws", "http")}clients`);
-  assertEquals(await response.json(), { clients: 1 });
-}, { needs: ["linux", "hono"], errors: /^(Download .*\n)*Listening on [^\n]*$/ });
+  const get = (path: string) => fetch(url.replace("ws", "http") + path);
+  assertEquals(await (await get("clients")).json(), { clients: 1 });
+  assertEquals(await (await get("public/style.css")).text(), "p {}");
+  const outside = await get("public/..%2fdeno.json");
+  assertEquals([outside.status, await outside.text()], [404, "404 Not Found"]);
+}, {
+  needs: ["linux", "hono"],
+  flags: ["--allow-read"],
+  files: { "public/style.css": new TextEncoder().encode("p {}") },
+  errors: /^(Download .*\n)*Listening on [^\n]*$/,
+});
 
 answer(
   "forgotten.ts",

@@ -508,7 +508,7 @@ test(
     await first.pause();
     await command.errors.next((line) =>
       line === "Connection closed: 1006 (connection closed abnormally) " +
-          "Nothing has come for 1 seconds. Connecting again …"
+          "Nothing has come for 1 s. Connecting again …"
     );
     await first[Symbol.asyncDispose]();
     await using _second = await Script.server("broadcast_server.ts", "--port", port);

@@ -2,7 +2,20 @@
 // Followers of a room whose messages have numbers, and what they must hear.
 
 import { assert, assertEquals } from "@std/assert";
-import type { Followed, Follower } from "websockets";
+import type { Followed, Follower, Handler, Rooms } from "websockets";
+
+/** A handler that has a client in the room that its URL names. */
+export function inRooms(rooms: Rooms): Handler {
+  return async (websocket, request) => {
+    const name = new URL(request.url).searchParams.get("room") ?? "";
+    try {
+      await rooms.enter(name, websocket, request);
+      for await (const message of websocket) await rooms.say(name, message);
+    } finally {
+      rooms.leave(name, websocket);
+    }
+  };
+}
 
 /** Numbers that look like chance, and are the same in each run. */
 export function chance(seed: number): (below: number) => number {

@@ -1,7 +1,7 @@
 // What a room keeps: each boundary of it, and whatever a peer may say that its position is.
 
 import { assertEquals, assertThrows } from "@std/assert";
-import { History, MAX_POSITION } from "../websockets/history.ts";
+import { History, MAX_POSITION } from "../websockets/rooms/history.ts";
 import type { Message } from "websockets";
 
 /** Bytes of a message of one character, with its position and what it takes while it is kept. */

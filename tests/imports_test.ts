@@ -10,20 +10,12 @@ import { deno, makeFolder, ROOT } from "./readme.ts";
 /** The files of the core, each built upon some of those before it, and on none after it. */
 const CORE = [
   ...["log.ts", "message.ts", "close_codes.ts", "connection_closed.ts"],
-  ...[
-    "waiting.ts",
-    "history.ts",
-    "eviction.ts",
-    "budget.ts",
-    "handed.ts",
-    "outbox.ts",
-    "inbox.ts",
-    "connection.ts",
-  ],
-  ...["options.ts", "handshake.ts", "token.ts", "cross_origin.ts", "pending_request.ts"],
-  ...["requests.ts", "clients.ts", "accept.ts", "listen.ts", "serve.ts"],
-  ...["room.ts", "room_relay.ts", "rooms.ts"],
-  ...["failures.ts", "reconnect.ts", "connect.ts", "place.ts", "follow.ts"],
+  ...["waiting.ts", "eviction.ts", "budget.ts", "handed.ts", "outbox.ts", "inbox.ts"],
+  ...["connection.ts", "options.ts", "handshake.ts", "token.ts", "cross_origin.ts"],
+  ...["pending_request.ts", "requests.ts", "clients.ts", "accept.ts", "listen.ts", "serve.ts"],
+  ...["failures.ts", "reconnect.ts", "connect.ts"],
+  ...["rooms/history.ts", "rooms/room.ts", "rooms/relay.ts", "rooms/rooms.ts"],
+  ...["rooms/place.ts", "rooms/follow.ts"],
 ];
 /** What makes a script, in the same order. */
 const SCRIPT = [
@@ -96,7 +88,7 @@ test({ needs: "run" }, "scripts, the command and NATS stand upon the core's file
 });
 
 test({ needs: "run" }, "the lists here have every file of the library", () => {
-  const found = ["", "script/", "command/", "nats/"].flatMap((folder) =>
+  const found = ["", "rooms/", "script/", "command/", "nats/"].flatMap((folder) =>
     [...Deno.readDirSync(`${ROOT}websockets/${folder}`)]
       .filter(({ isFile, name }) => isFile && name.endsWith(".ts"))
       .map(({ name }) => folder + name)
@@ -132,7 +124,7 @@ test({ needs: "run" }, "the core runs where nothing else is copied", async () =>
   const { imports } = JSON.parse(await Deno.readTextFile(`${ROOT}deno.json`));
   await Deno.writeTextFile(`${folder.path}/deno.json`, JSON.stringify({ imports }));
   await Deno.writeTextFile(`${folder.path}/program.ts`, PROGRAM);
-  await Deno.mkdir(`${folder.path}/websockets`);
+  await Deno.mkdir(`${folder.path}/websockets/rooms`, { recursive: true });
   for (const name of [...CORE, "mod.ts"]) {
     await Deno.copyFile(`${ROOT}websockets/${name}`, `${folder.path}/websockets/${name}`);
   }

@@ -14,7 +14,7 @@ import {
 } from "websockets";
 import { Relay, type RelayOptions } from "websockets/nats.ts";
 import { Broker, natsTest } from "./broker.ts";
-import { chance, check, numbered, withoutPauses } from "./followers.ts";
+import { chance, check, inRooms, numbered, withoutPauses } from "./followers.ts";
 import { eventually, freePort, Inbox, within } from "./helpers.ts";
 import { Script } from "./programs.ts";
 import { startProxy } from "./proxy.ts";
@@ -45,16 +45,7 @@ async function startServer(url: string, options: Options = {}) {
   const times = { timeout: 2_000, reconnectWait: 10 };
   const given = { url, subject: "broadcast", rooms, replay: true, log, ...times, ...options };
   rooms.relay = await Relay.connect(given);
-  const handler = async (websocket: Connection, request: Request) => {
-    const name = new URL(request.url).searchParams.get("room") ?? "";
-    try {
-      await rooms.enter(name, websocket, request);
-      for await (const message of websocket) await rooms.say(name, message);
-    } finally {
-      rooms.leave(name, websocket);
-    }
-  };
-  const server = rooms.join(serve(handler, rooms.limit({ port: 0, log() {} })));
+  const server = rooms.join(serve(inRooms(rooms), rooms.limit({ port: 0, log() {} })));
   const stop = async () => {
     await within(server.shutdown(), "the server to stop");
     await within(rooms.close(), "the relay to stop");
@@ -228,23 +219,27 @@ streamTest("a server is killed, and its followers lose nothing", async (broker) 
 
 streamTest("links to NATS are cut at any byte, and nothing is lost or doubled", async (broker) => {
   const below = chance(4);
-  // A room that all followers have left is read in one piece: most links last for as long as that.
-  await using links = startProxy(broker.port, () => 20_000 + below(150_000));
+  await using links = startProxy(broker.port, () => 1_000 + below(30_000));
   const url = links.url.replace("ws:", "nats:");
   await using here = await startServer(url);
   await using there = await startServer(url);
+  await using uncut = await startServer(broker.url);
   await withoutPauses(async () => {
-    const last = 199;
-    const after = await here.rooms.push("", "the start");
+    const [before, last] = [400, 599];
+    const after = await uncut.rooms.push("", "the start");
+    // It takes several links to read that much.
+    for (let number = 0; number < before; number++) {
+      await uncut.rooms.push("", numbered(number, below(600)));
+    }
     const checks = [here, there, here].map((each) => check(follow(each.url, { after }), last));
-    for (let number = 0; number <= last; number++) {
+    for (let number = before; number <= last; number++) {
       await (below(2) ? here : there).rooms.push("", numbered(number, below(300)));
     }
     for (const heard of await within(Promise.all(checks), "the last message")) {
       assertEquals(heard, { messages: last + 1, lost: 0, gaps: 0, unknown: 0 });
     }
   });
-  assert(links.cuts > 0);
+  assert(links.cuts > 20);
 });
 
 streamTest("what is said while a link is away comes when it is back", async (broker) => {
@@ -370,6 +365,52 @@ streamTest(
     }
     await stopped;
     await here.lines.next((line) => /^Messages not said, .+ senders: 4 \(.+\)\.$/.test(line));
+  },
+);
+
+streamTest(
+  "a push that can't wait for NATS gets 503, and others get 202 later",
+  async (broker, store) => {
+    const flags = ["--nats", broker.url, "--replay"];
+    await using script = await Script.server("broadcast_server.ts", ...flags);
+    const url = script.url.replace("ws:", "http:");
+    const push = () => fetch(url, { method: "POST", body: "x".repeat(1_000_000) });
+    await broker.stop();
+    await script.prints(/NATS is lost/);
+    const pushes = Array.from({ length: 5 }, push);
+    const refused = await within(Promise.any(pushes), "an answer");
+    assertEquals([refused.status, refused.headers.get("Retry-After")], [503, "1"]);
+    assertEquals(await refused.text(), "NATS has not confirmed a message.\n");
+    await broker.start("-js", "-sd", store);
+    const answers = await within(Promise.all(pushes), "the other answers");
+    assertEquals(answers.map(({ status }) => status).sort(), [202, 202, 202, 202, 503]);
+    for (const answer of answers) if (answer !== refused) await answer.body?.cancel();
+  },
+);
+
+streamTest(
+  "a server that is full takes nothing from NATS, and then tells what is gone meanwhile",
+  async (broker) => {
+    await using here = await startServer(broker.url);
+    await using there = await startServer(broker.url);
+    await using plain = await connect(here.url);
+    const checked = check(follow(here.url), 1_100);
+    await eventually(() => assertEquals(here.rooms.count(""), 2));
+    await there.rooms.push("", "0");
+    assertEquals(await plain.receive(), "0");
+    const waiting = 2 ** 40;
+    here.server.countWaiting(waiting);
+    // A client that comes now is sent away.
+    await assertRejects(async () => await here.rooms.relay?.load?.(""), ConnectionClosed);
+    for (let number = 1; number <= 1_100; number++) await there.rooms.push("", `${number}`);
+    here.server.countWaiting(-waiting);
+    assertEquals(await within(checked, "the last message"), {
+      messages: 1_001,
+      lost: 0,
+      gaps: 1,
+      unknown: 1,
+    });
+    assertEquals(await plain.receive(), "101");
   },
 );
 

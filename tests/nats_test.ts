@@ -249,6 +249,10 @@ natsTest(
       const request = handshake({}, `GET /?room=red&after=${after} HTTP/1.1`);
       assertEquals((await ask(Number(new URL(url).port), request)).status, 400);
     }
+    // The page itself follows nobody.
+    const page = await fetch(`${url}/?after=`);
+    assertEquals(page.status, 200);
+    assert(!(await page.text()).includes("<html data-replay"));
   },
 );
 

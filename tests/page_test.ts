@@ -1183,6 +1183,7 @@ for (const kind of ["English", "Chinese"] as const) {
       await browse(kind, async (open) => {
         const page = await open(`http://localhost:${server.addr.port}/`);
         await connect(page);
+        await page.locator(".received").waitFor();
         const texts = () => page.locator("#entries li.received div").allTextContents();
         for (
           const [missed, told] of [
@@ -1214,10 +1215,38 @@ for (const kind of ["English", "Chinese"] as const) {
             );
           }
         }
+        await rooms.push("", new Uint8Array([0, 255, 7]).buffer);
+        await shows(page, ".received", "00 ff 07");
       });
     },
   );
 }
+
+test(
+  { needs: "chromium" },
+  "when its server tells no positions any more, the page says that messages may be gone",
+  async () => {
+    await using server = serveByHand((socket) => {
+      if (server.handshakes.all.length > 1) return socket.send("e.1 is no position");
+      socket.send("e.1");
+      socket.send("e.2\nfirst\n");
+      socket.close(1012);
+    });
+    await browse("English", async (open) => {
+      const page = await open(`${server.http}?after=`);
+      await press(page);
+      await page.locator("[data-state=waiting]").waitFor();
+      await page.evaluate("dispatchEvent(new Event('online'))");
+      await shows(page, ".failed", "Messages may be gone, and nobody knows how many.");
+      await shows(page, ".received", "e.1 is no position");
+      assertEquals(await page.locator(".received div").allTextContents(), [
+        "first\n",
+        "e.1 is no position",
+      ]);
+      assertEquals(server.handshakes.all, ["/handler?after=", "/handler?after=e.2"]);
+    });
+  },
+);
 
 test(
   { needs: "chromium" },
@@ -1466,6 +1495,37 @@ test(
       while (await connection.read(new Uint8Array(100)) !== null);
       await shows(page, "#connection", "Not a usable");
       assertEquals(await count(page, "closed"), 0);
+    });
+  },
+);
+
+test(
+  { needs: "chromium" },
+  "what can't be sent any more, because the server closes, is not said to be sent, and stays",
+  async () => {
+    using listener = Deno.listen({ hostname: "localhost", port: 0 });
+    const accepted = upgradeByHand(listener);
+    await browse("English", async (open) => {
+      const page = await open("about:blank");
+      await page.addInitScript(`
+        window.WebSocket = class extends WebSocket {
+          constructor(...all) {
+            super(...all);
+            window.socket = this;
+          }
+        };
+      `);
+      await page.goto(FROM_DISK);
+      await connect(page, `ws://localhost:${listener.addr.port}`);
+      using connection = await accepted;
+      // A Close frame, after which this server keeps the connection.
+      await connection.write(new Uint8Array([0x88, 0x02, 0x03, 0xe8]));
+      while (await page.evaluate("socket.readyState") !== WebSocket.CLOSING);
+      await page.fill("#text", "too late");
+      await page.press("#text", "Enter");
+      await page.getByRole("button", { name: "Send again" }).click();
+      assertEquals(await page.inputValue("#text"), "too late");
+      assertEquals(await count(page, "sent"), 1);
     });
   },
 );

@@ -202,7 +202,9 @@ test({ needs: "run" }, "every link leads to a file and a heading that are there"
 
 test({ needs: "run" }, "the life of a connection names every file of the library", () => {
   const text = read(REFERENCE).split(/^## /m).find((each) => each.startsWith("The life of"));
-  const files = [...Deno.readDirSync(`${ROOT}websockets`)].map(({ name }) => name);
+  const files = ["", "rooms/"].flatMap((folder) =>
+    [...Deno.readDirSync(`${ROOT}websockets/${folder}`)].map(({ name }) => folder + name)
+  );
   const doors = ["script.ts", "nats.ts"];
   const library = files.filter((name) => name.endsWith(".ts") && !doors.includes(name));
   assertEquals(library.filter((name) => !text?.includes(`](${name})`)), []);
@@ -230,8 +232,10 @@ test({ needs: "run" }, "every flag that is named is one of a script, or of Deno"
 
 test({ needs: "run" }, "every dependency that is in use is explained, and no other", () => {
   const { imports } = JSON.parse(read("deno.json"));
-  const folders = ["websockets/", "websockets/script/", "websockets/command/", "websockets/nats/"];
-  const files = ["", ...folders, "tests/", "tests/bench/"].flatMap((folder) =>
+  const library = ["", "rooms/", "script/", "command/", "nats/"].map((name) =>
+    `websockets/${name}`
+  );
+  const files = ["", ...library, "tests/", "tests/bench/"].flatMap((folder) =>
     [...Deno.readDirSync(ROOT + folder)].map(({ name }) => folder + name)
   );
   const code = files.filter((file) => file.endsWith(".ts")).map(read).join("\n");

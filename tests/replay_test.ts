@@ -5,7 +5,7 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { delay } from "@std/async";
 import { ConnectionFailed, follow, type Followed, Rooms, serve } from "websockets";
 import { startProxy } from "./proxy.ts";
-import { chance, check, numbered, withoutPauses } from "./followers.ts";
+import { chance, check, inRooms, numbered, withoutPauses } from "./followers.ts";
 import { eventually, Inbox, startServer, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { serveBare } from "./peers.ts";
@@ -13,14 +13,7 @@ import { serveBare } from "./peers.ts";
 /** A server with one room, whose clients are heard in it. */
 function startRoom(options: { maxHistory?: number; maxWaiting?: number; port?: number } = {}) {
   const rooms = new Rooms(options);
-  const server = rooms.join(serve(async (websocket, request) => {
-    try {
-      await rooms.enter("", websocket, request);
-      for await (const message of websocket) await rooms.say("", message);
-    } finally {
-      rooms.leave("", websocket);
-    }
-  }, { port: 0, log() {}, ...options }));
+  const server = rooms.join(serve(inRooms(rooms), { port: 0, log() {}, ...options }));
   const stop = async () => {
     await within(server.shutdown(), "the server to stop");
     await rooms.close();

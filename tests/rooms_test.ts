@@ -15,6 +15,7 @@ import {
   type ServeOptions,
   type Server,
 } from "websockets";
+import { inRooms } from "./followers.ts";
 import { eventually, within } from "./helpers.ts";
 import { test } from "./needs.ts";
 
@@ -28,17 +29,7 @@ interface Started extends AsyncDisposable {
 function start(options: RoomsOptions & ServeOptions = {}, relay?: RoomRelay): Started {
   const rooms = new Rooms(options);
   rooms.relay = relay;
-  const handler = async (websocket: Connection, request: Request) => {
-    const name = new URL(request.url).searchParams.get("room") ?? "";
-    try {
-      await rooms.enter(name, websocket, request);
-      for await (const message of websocket) await rooms.say(name, message);
-    } finally {
-      rooms.leave(name, websocket);
-    }
-  };
-  const processRequest = (request: Request) => rooms.refuse(request);
-  const server = rooms.join(serve(handler, { port: 0, log() {}, processRequest, ...options }));
+  const server = rooms.join(serve(inRooms(rooms), rooms.limit({ port: 0, log() {}, ...options })));
   return {
     rooms,
     server,
@@ -283,11 +274,11 @@ test(
 test({ needs: "net" }, "rooms that no server has joined replay nothing, and say so", async () => {
   const rooms = new Rooms();
   const handler = (websocket: Connection, request: Request) => rooms.enter("", websocket, request);
-  const refusing = (request: Request) => rooms.refuse(request);
-  for (const processRequest of [[], [refusing]]) {
-    await using server = serve(handler, { port: 0, processRequest, log() {} });
+  const given = { port: 0, log() {}, processRequest: () => undefined };
+  for (const options of [given, rooms.limit(given), rooms.limit({ port: 0, log() {} })]) {
+    await using server = serve(handler, options);
     const url = `ws://localhost:${server.addr.port}/?after=`;
-    if (processRequest.length > 0) {
+    if (options !== given) {
       const failure = await assertRejects(() => connect(url), ConnectionFailed);
       assertEquals([failure.status, failure.isPassing], [400, false]);
     } else {
@@ -374,6 +365,12 @@ class StreamRelay implements RoomRelay {
     return Promise.resolve();
   }
 }
+
+Deno.test("a push to a relay that keeps one order has a position, also without a server", async () => {
+  const rooms = new Rooms();
+  rooms.relay = new StreamRelay(new Stream());
+  assertEquals(await rooms.push("", "hello"), "stream.1");
+});
 
 /** A server that is joined to others by a stream. */
 function startJoined(stream: Stream) {

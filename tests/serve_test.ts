@@ -6,6 +6,7 @@ import { delay } from "@std/async";
 import {
   connect,
   type Connection,
+  ConnectionClosed,
   type Handler,
   serve,
   type ServeOptions,
@@ -589,6 +590,36 @@ test({ needs: "net" }, "`processRequest` takes too long, or throws: 500 if it th
     assertEquals(server.log.all.length, 2, name);
   }
 });
+
+test(
+  { needs: "net" },
+  "`processRequest` takes too long, or throws: 503 if it throws a `ConnectionClosed` with 1013",
+  async () => {
+    const answers: [code: number, reason: string, status: number, text: string][] = [
+      [1013, "The database is away.", 503, "The database is away.\n"],
+      [1013, "", 503, "Try again later.\n"],
+      [1011, "a secret", 500, "The server failed to handle this.\n"],
+    ];
+    for (const [code, reason, status, text] of answers) {
+      const fail = () => {
+        throw new ConnectionClosed({ code, reason });
+      };
+      for (const processRequest of [fail, () => delay(1).then(fail)]) {
+        await using server = startServer(echo, { processRequest });
+        for (const request of [handshake(), plain("GET /")]) {
+          const answer = await ask(server.port, request);
+          assertEquals(answer.status, status);
+          assertEquals(answer.head.includes("\r\nretry-after: 1\r\n"), status === 503);
+          const line = await server.log.next();
+          if (status === 503) assertEquals(line, "Refused a client with 503.");
+          else assertMatch(line, /^`processRequest` failed: /);
+        }
+        const response = await fetch(server.url.replace("ws:", "http:"));
+        assertEquals(await response.text(), text);
+      }
+    }
+  },
+);
 
 // `subprotocols`.
 

@@ -19,7 +19,7 @@ import {
   untilJoined,
 } from "./nats/rooms.ts";
 import type { Budget } from "./nats/waiting.ts";
-import type { RoomRelay } from "./room_relay.ts";
+import type { RoomRelay } from "./rooms/relay.ts";
 
 export {
   type Budget,

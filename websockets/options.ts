@@ -13,7 +13,7 @@ export const MAX_CLIENTS = 10_000;
  */
 export const IDLE_TIMEOUT = 30;
 /** Seconds of 24 days. With more, the timers of the runtime would end at once. */
-const MAX_SECONDS: number = 24 * 24 * 60 * 60;
+export const MAX_SECONDS: number = 24 * 24 * 60 * 60;
 
 /** What the runtime knows of a request, such as `remoteAddr`. */
 export type RequestInfo = Deno.ServeHandlerInfo<Deno.NetAddr>;
@@ -30,8 +30,8 @@ export interface AcceptOptions {
    * Sees every request that keeps the rules, before it is answered, as `process_request` does in
    * Python. A `Response` refuses a handshake or answers another request; `undefined` lets it go
    * on. Of several, the first answer counts. It may be async, and take `idleTimeout` for it:
-   * `info.completed` is done when nobody waits for the answer any longer. The handler of a client gets
-   * the same `Request`.
+   * `info.completed` is done when nobody waits for the answer any longer. A `ConnectionClosed` with 1013
+   * that it throws is answered with 503. The handler of a client gets the same `Request`.
    */
   processRequest?: ProcessRequest | ProcessRequest[] | undefined;
   /** Origins that are let in beside loopback: `*` for any, `null` for pages opened from disk. */

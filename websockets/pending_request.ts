@@ -2,6 +2,7 @@
 // body is counted while it arrives, and both have their time.
 
 import { delay } from "@std/async";
+import { isConnectionClosed } from "./connection_closed.ts";
 import { isHandshake, type Refusals, refuse } from "./handshake.ts";
 import { describeError, type Log } from "./log.ts";
 import type { ProcessRequest, RequestInfo } from "./options.ts";
@@ -192,10 +193,15 @@ export class PendingRequest {
   }
 
   #fail(error: unknown): Response {
+    const { log, refused } = this.#limits;
     this.#end();
-    this.#limits.refused.processRequest++;
-    this.#limits.log(`\`processRequest\` failed: ${describeError(error)}`);
-    const answer = refuse(500, "The server failed to handle this.");
+    refused.processRequest++;
+    const isForNow = isConnectionClosed(error) && error.code === 1013;
+    const answer = isForNow
+      ? refuse(503, error.reason || "Try again later.")
+      : refuse(500, "The server failed to handle this.");
+    if (isForNow) log("Refused a client with 503.");
+    else log(`\`processRequest\` failed: ${describeError(error)}`);
     // The runtime stops listening if what was upgraded is answered with any other status than 101.
     if (isUpgraded(this.#request)) Object.defineProperty(answer, "status", { value: 101 });
     return answer;

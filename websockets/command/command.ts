@@ -8,8 +8,8 @@ import { advise } from "../script/advice.ts";
 import { describeFlags, parseFlags, usageError } from "../script/flags.ts";
 import { Interruption, runScript } from "../script/run.ts";
 import { interact } from "./interact.ts";
-import type { Separator } from "./input_output.ts";
-import { pipe } from "./pipe.ts";
+import { pipe, PIPE_FLAGS } from "./pipe.ts";
+import { SESSION_FLAGS } from "./session.ts";
 
 /** A header as RFC 9110 section 5.5 allows it, such as `Name: value`. */
 const HEADER = /^([!#$%&'*+.^`|~\w-]+):([\t\x20-\x7e\xa0-\xff]*)$/;
@@ -37,24 +37,12 @@ export function parseHeaders(lines: string[]): Headers {
 }
 
 const FLAGS = {
-  "message TEXT...": "send this on each connection, and reconnect; may be given many times",
-  "reconnect": "connect again when the connection is lost",
-  "no-reconnect": "end then, which is usual in a pipe",
-  "count COUNT": "end after so many messages",
-  "idle SECONDS": "a connection is lost when nothing has come for so long",
-  "follow": "hear after a loss what was missed, if the server keeps it",
-  "time": "put the time before each line",
+  ...SESSION_FLAGS,
   "timeout SECONDS": `how long the server may take to answer (${HANDSHAKE_TIMEOUT / 1000})`,
   "header HEADER...": "such as 'Name: value', may be given many times",
   "origin ORIGIN": "header that browsers send, such as https://a.example",
   "subprotocol NAME...": "subprotocol to offer, may be given many times",
   "help": "print this",
-};
-const PIPE = {
-  "null": "each message ends with NUL in place of a newline",
-  "binary": "send all input as one message, print binary as it is",
-  "wait SECONDS": "stay so long after the last answer (1)",
-  "no-wait": "wait for no answer",
 };
 
 const COMMAND = "deno run --allow-net websockets";
@@ -69,7 +57,7 @@ At a terminal it sends each line that is typed, and shows what arrives.
 
 In a pipe it sends each line, and prints the answers alone.
   echo hello | ${COMMAND} ws://localhost:9999
-${describeFlags(PIPE)}
+${describeFlags(PIPE_FLAGS)}
 
 As a listener without input it prints what arrives, also after a loss.
   ${COMMAND} --message subscribe ws://localhost:9999 > log`;
@@ -87,38 +75,24 @@ export async function run(): Promise<void> {
   let server = "";
   let handshake: ConnectOptions = {};
   await runScript(USAGE, async () => {
-    const { values, positionals } = parseFlags({ ...FLAGS, ...PIPE }, true);
+    const { values, positionals } = parseFlags({ ...FLAGS, ...PIPE_FLAGS }, true);
     const [url = "localhost:9999", ...surplus] = positionals;
     if (surplus.length > 0) throw usageError("One URL is enough.");
-    server = /^\w+:\/\//.test(url) ? url : `ws://${url}`;
-    const { header = [], origin, message: messages = [], count = Infinity } = values;
-    if (origin !== undefined) header.push(`Origin: ${origin}`);
     if (values.null && values.binary) throw usageError("Use either --null or --binary.");
-    const separator: Separator | undefined = values.binary ? undefined : values.null ? "\0" : "\n";
-    const isTyped = separator === "\n" && Deno.stdin.isTerminal() && Deno.stdout.isTerminal();
-    const reconnect = values.reconnect || values.follow || isTyped || messages.length > 0;
-    handshake = { headers: parseHeaders(header), subprotocols: values.subprotocol };
-    const options = {
-      ...handshake,
-      timeout: 1000 * (values.timeout ?? HANDSHAKE_TIMEOUT / 1000),
-      // At a terminal, Ctrl-C is one way to leave.
-      interruption: new Interruption(isTyped ? 0 : 130),
-      messages,
-      reconnect: reconnect && !values["no-reconnect"],
-      count,
-      idle: 1000 * (values.idle ?? Infinity),
-      time: values.time ?? false,
-      follow: values.follow ?? false,
-    };
-    if (isTyped) Deno.exit(isNormal(await interact(server, options)) ? 0 : 1);
-    const { wait = count < Infinity ? Infinity : 1 } = values;
-    const isFine = await pipe(server, {
-      ...options,
-      separator,
-      isListener: options.reconnect && values.wait === undefined && !values["no-wait"],
-      answerTimeout: values["no-wait"] ? 0 : options.timeout,
-      wait: values["no-wait"] ? 0 : wait * 1000,
-    });
+    server = /^\w+:\/\//.test(url) ? url : `ws://${url}`;
+    const { header = [], origin, subprotocol: subprotocols, message, follow, timeout } = values;
+    if (origin !== undefined) header.push(`Origin: ${origin}`);
+    handshake = { headers: parseHeaders(header), subprotocols, timeout: timeout && timeout * 1000 };
+    const isTyped = !values.null && !values.binary &&
+      Deno.stdin.isTerminal() && Deno.stdout.isTerminal();
+    const mayReconnect = values.reconnect || follow || message !== undefined || isTyped;
+    // At a terminal, Ctrl-C is one way to leave.
+    const interruption = new Interruption(isTyped ? 0 : 130);
+    const reconnect = mayReconnect && !values["no-reconnect"];
+    const options = { ...values, ...handshake, interruption, reconnect };
+    const isFine = isTyped
+      ? isNormal(await interact(server, options))
+      : await pipe(server, options);
     Deno.exit(isFine ? 0 : 1);
   }, (error) => advise(error, server, ADVICE, handshake));
 }

@@ -9,6 +9,7 @@ import { Terminal } from "./terminal.ts";
 /** Sends what is typed, and shows what arrives above it. It returns how the last connection ended. */
 export async function interact(url: string, options: SessionOptions): Promise<Close> {
   const leaving = new AbortController();
+  const ending = AbortSignal.any([leaving.signal, options.interruption.signal]);
   let current: Connection | undefined;
   let terminal: Terminal | undefined;
   const tell = (line: string) => terminal?.tell(line);
@@ -22,10 +23,10 @@ export async function interact(url: string, options: SessionOptions): Promise<Cl
       show: (message, time) => tell(`${time}< ${show(message)}`),
       open: (websocket) => {
         current = websocket;
-        terminal ??= new Terminal(options.interruption.signal, send, () => leaving.abort());
+        terminal ??= new Terminal(ending, send, () => leaving.abort());
       },
     });
   } finally {
-    terminal?.close();
+    leaving.abort();
   }
 }

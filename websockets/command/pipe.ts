@@ -2,31 +2,35 @@
 
 import { isNormal } from "../close_codes.ts";
 import type { Connection } from "../connection.ts";
+import { HANDSHAKE_TIMEOUT } from "../connect.ts";
 import { isConnectionClosed } from "../connection_closed.ts";
+import type { FlagValues } from "../script/flags.ts";
 import { printMessage, readMessages, type Separator } from "./input_output.ts";
 import { converse, type SessionOptions } from "./session.ts";
 
+/** The flags that count in a pipe alone. */
+export const PIPE_FLAGS = {
+  "null": "each message ends with NUL in place of a newline",
+  "binary": "send all input as one message, print binary as it is",
+  "wait SECONDS": "stay so long after the last answer (1)",
+  "no-wait": "wait for no answer",
+};
+
 /** How the command works in a pipe. */
-export interface PipeOptions extends SessionOptions {
-  /** What ends each message. Without one, all bytes of the input are one message. */
-  separator: Separator | undefined;
-  /** Whether it stays as long as the server where there is no input. */
-  isListener: boolean;
-  /** How long an answer may take; 0 if none is due. */
-  answerTimeout: number;
-  /** How long it stays after the last answer that was due. */
-  wait: number;
-}
+export interface PipeOptions extends SessionOptions, FlagValues<typeof PIPE_FLAGS> {}
 
 /**
  * Sends the messages of standard input, and prints what arrives. After the end of the input it
- * stays until the answers that are due have come, and then for `wait`, unless it only listens.
+ * stays until the answers that are due have come, and then for `--wait`, unless it only listens.
  *
  * @returns Whether the end was a good one. A server that is going away may leave after all answers.
  * @throws {Error} if answers did not come, or if the input is not UTF-8.
  */
 export async function pipe(url: string, options: PipeOptions): Promise<boolean> {
-  const { separator, isListener, answerTimeout, wait, messages, count } = options;
+  const { message: messages = [], count = Infinity, timeout = HANDSHAKE_TIMEOUT } = options;
+  const { wait = count < Infinity ? Infinity : 1, "no-wait": noWait = false } = options;
+  const isListener = options.reconnect && options.wait === undefined && !noWait;
+  const separator: Separator | undefined = options.binary ? undefined : options.null ? "\0" : "\n";
   const leaving = new AbortController();
   let timer: ReturnType<typeof setTimeout> | undefined;
   let current: Connection | undefined;
@@ -44,7 +48,7 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
   function restart() {
     clearTimeout(timer);
     if (!current || !isRead || isListener && !hasInput) return;
-    const patience = due > 0 ? answerTimeout : wait;
+    const patience = noWait ? 0 : due > 0 ? timeout : wait * 1000;
     if (patience < Infinity) timer = setTimeout(() => leaving.abort(), patience);
   }
 
@@ -100,7 +104,7 @@ export async function pipe(url: string, options: PipeOptions): Promise<boolean> 
   if (mistake) throw mistake;
   if (shown === count) return true;
   const missing = due + unanswered;
-  if (missing > 0 && answerTimeout > 0) throw new Error(`Messages without an answer: ${missing}.`);
+  if (missing > 0 && !noWait) throw new Error(`Messages without an answer: ${missing}.`);
   if (count < Infinity) throw new Error(`Messages that came: ${shown} of ${count}.`);
   return isNormal(close) && (close.code !== 1001 || hasInput && isRead);
 }

@@ -7,8 +7,9 @@ import type { Connection } from "../connection.ts";
 import { ConnectionClosed, isConnectionClosed } from "../connection_closed.ts";
 import { withoutSecrets } from "../failures.ts";
 import type { Message } from "../message.ts";
-import { noPosition, Place, type Return } from "../place.ts";
+import { Place, type Return } from "../rooms/place.ts";
 import { now } from "../script/clock.ts";
+import type { FlagValues } from "../script/flags.ts";
 import { endTurn, type Interruption } from "../script/run.ts";
 import { describeEnd } from "./input_output.ts";
 
@@ -17,22 +18,21 @@ const LOOK = 100;
 /** How this side closes. */
 const NORMAL: Close = { code: 1000, reason: "" };
 
-/** How the command talks with a server. All times are in milliseconds. */
-export interface SessionOptions extends ConnectOptions {
+/** The flags that say how the command talks with a server. */
+export const SESSION_FLAGS = {
+  "message TEXT...": "send this on each connection, and reconnect; may be given many times",
+  "reconnect": "connect again when the connection is lost",
+  "no-reconnect": "end then, which is usual in a pipe",
+  "count COUNT": "end after so many messages",
+  "idle SECONDS": "a connection is lost when nothing has come for so long",
+  "follow": "hear after a loss what was missed, if the server keeps it",
+  "time": "put the time before each line",
+};
+
+/** How the command talks with a server. */
+export interface SessionOptions extends ConnectOptions, FlagValues<typeof SESSION_FLAGS> {
   /** What Ctrl-C does. */
   interruption: Interruption;
-  /** Sent on each connection, as soon as it is open. */
-  messages: string[];
-  /** Whether to connect again when a connection is lost. */
-  reconnect: boolean;
-  /** How many messages are enough; `Infinity` if the server decides. */
-  count: number;
-  /** A connection on which nothing has come for so long is lost; `Infinity` if it is not. */
-  idle: number;
-  /** Whether the time stands before each line. */
-  time: boolean;
-  /** Whether to hear after a loss what was missed, where the server gives it again. */
-  follow: boolean;
 }
 
 /** What shows a session. */
@@ -41,7 +41,7 @@ export interface Display {
   tell(line: string): void;
   /** Shows a message, behind the time if that is wanted. */
   show(message: Message, time: string): void;
-  /** Called with each new connection, after `messages` were sent on it. */
+  /** Called with each new connection, after each `--message` was sent on it. */
   open(websocket: Connection): void;
 }
 
@@ -59,11 +59,11 @@ export async function converse(
   leaving: AbortSignal,
   display: Display,
 ): Promise<Close> {
-  const { interruption, messages, reconnect, time, follow } = options;
+  const { interruption, message: messages = [], reconnect, time, follow } = options;
   const place = follow ? new Place() : undefined;
   const stamp = () => time ? `${now()} ` : "";
   const tell = (line: string) => display.tell(stamp() + line);
-  let rest = options.count;
+  let { count: rest = Infinity } = options;
   let isFirst = false;
   const show = (received: Message) => {
     if (isFirst && place) {
@@ -71,9 +71,7 @@ export async function converse(
       tellReturn(place.begin(received), tell);
       return true;
     }
-    const message = place ? place.take(received) : received;
-    if (message === undefined) throw noPosition();
-    display.show(message, stamp());
+    display.show(place ? place.take(received) : received, stamp());
     return --rest > 0;
   };
   const signal = AbortSignal.any([leaving, interruption.signal]);
@@ -110,24 +108,25 @@ export async function converse(
  */
 async function showAll(
   websocket: Connection,
-  { idle, interruption }: SessionOptions,
+  { idle = Infinity, interruption }: SessionOptions,
   show: (message: Message) => boolean,
 ): Promise<Close> {
   const silence = new AbortController();
   const signal = AbortSignal.any([silence.signal, interruption.signal]);
-  const reason = `Nothing has come for ${idle / 1000} seconds.`;
+  const reason = `Nothing has come for ${idle} s.`;
   let [lookedAt, silentLooks] = [performance.now(), 0];
   const timer = setInterval(() => {
     lookedAt = performance.now();
     // Looks are counted, because one alone is late after a pause of this process.
-    if (++silentLooks * LOOK > idle) silence.abort(new ConnectionClosed({ code: 1006, reason }));
+    if (++silentLooks * LOOK > idle * 1000) {
+      silence.abort(new ConnectionClosed({ code: 1006, reason }));
+    }
   }, LOOK);
   try {
     while (show(await websocket.receive({ signal }))) {
       silentLooks = 0;
       if (performance.now() - lookedAt < LOOK) continue;
       await endTurn();
-      lookedAt = performance.now();
     }
     return NORMAL;
   } catch (error) {
@@ -139,9 +138,7 @@ async function showAll(
 }
 
 /** Says what was missed, and what is gone. */
-function tellReturn(back: Return | undefined, tell: (line: string) => void) {
-  if (!back) throw noPosition();
-  const { lost, missed } = back;
+function tellReturn({ lost, missed }: Return, tell: (line: string) => void) {
   if (lost === Infinity) tell("Messages may be gone, and nobody knows how many.");
   else if (lost > 0) tell(`Messages that are gone: ${lost}.`);
   if (missed > 0) tell(`Messages that were missed, and come now: ${missed}.`);

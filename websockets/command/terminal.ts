@@ -28,7 +28,7 @@ export class Terminal {
   /**
    * @param signal Ends the prompt when it aborts.
    * @param take Takes a message: a line, or several where each but the last ends with `\`.
-   * @param leave Called when the user leaves, and when `close` was called.
+   * @param leave Called when the prompt has ended, by the user or by `signal`.
    */
   constructor(signal: AbortSignal, take: (message: string) => void, leave: () => void) {
     const keys = Object.assign(new Readable({ read() {} }), { setRawMode });
@@ -76,11 +76,6 @@ export class Terminal {
     // `prompt` first goes up the rows that the typed line had, so they must be there again.
     this.#screen.write(`${line}\n${"\n".repeat(rows)}`);
     this.#lines.prompt(true);
-  }
-
-  /** Ends the prompt. */
-  close(): void {
-    this.#lines.close();
   }
 
   #resume() {

@@ -9,7 +9,7 @@ export class Outgoing {
   /** How much waits. */
   readonly waiting: Waiting = new Waiting();
   readonly #link: Link;
-  /** Nobody waits for one of these messages when it is `done`. */
+  /** `done` is called when nobody has to wait for a message any longer. */
   #queue: { subject: string; bytes: Uint8Array; done(): void }[] = [];
   #published = Promise.resolve();
   /** How many messages were lost since that was last told. */

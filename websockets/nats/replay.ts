@@ -5,7 +5,7 @@ import { deadline } from "@std/async";
 import { ConnectionClosed } from "../connection_closed.ts";
 import type { Message } from "../message.ts";
 import type { ServeOptions } from "../options.ts";
-import type { RoomRelay } from "../room_relay.ts";
+import type { RoomRelay } from "../rooms/relay.ts";
 import type { Link } from "./link.ts";
 import { Publisher } from "./publisher.ts";
 import { ReplayedRoom, type RoomSource } from "./replayed_room.ts";
@@ -69,10 +69,8 @@ export class ReplayRelay implements RoomRelay {
    * @throws {ConnectionClosed} with 1013 if NATS is away, or does not answer in time.
    */
   async load(name: string): Promise<void> {
-    const { room } = this.#open(name);
-    room.isFollowed = true;
     try {
-      await deadline(room.update(), this.#link.options.timeout);
+      await deadline(this.#open(name).room.follow(), this.#link.options.timeout);
     } catch {
       throw new ConnectionClosed({ code: 1013, reason: "NATS does not answer: try again later." });
     }

@@ -6,7 +6,7 @@ import { handled } from "../connection_closed.ts";
 import type { Message } from "../message.ts";
 import type { Link } from "./link.ts";
 import type { Losses, RelayedRooms } from "./rooms.ts";
-import { type Kept, MAX_KEPT, numberIn, type Stored, type Stream } from "./stream.ts";
+import { MAX_KEPT, numberIn, type Stored, type Stream } from "./stream.ts";
 
 /** Milliseconds between two looks whether the clients of this server have taken what waits. */
 const FULL_WAIT = 100;
@@ -23,12 +23,6 @@ export interface RoomSource {
   isFull(): boolean;
 }
 
-/** What NATS has said, and the number of the message of the room before it. */
-interface Said {
-  stored: Stored;
-  previous: number;
-}
-
 function newLook() {
   const look = Promise.withResolvers<void>();
   handled(look.promise);
@@ -37,25 +31,26 @@ function newLook() {
 
 /** Tells each message of a room once and in order, from its creation until `close`. */
 export class ReplayedRoom {
-  /** Whether the server is to be told what is kept. */
-  isFollowed = false;
   readonly #name: string;
   readonly #source: RoomSource;
   #subscription: Subscription | undefined;
+  /** Whether the server is to be told what is kept, too. */
+  #isFollowed = false;
+  /** Whether it was told so. */
+  #isLoaded = false;
   /** The stream that the numbers are of; "" before that is known. */
   #epoch = "";
-  /** A number up to which all messages were received. */
-  #heard = 0;
-  /** The number of the last message that NATS said when it was stored. */
-  #said = 0;
-  #isLoaded = false;
+  /** A number up to which the server was told all messages. */
+  #told = 0;
+  /** A number up to which all messages were read or heard. */
+  #end = 0;
+  /** The last of them, until it is known what is gone before them. Reading goes on behind them. */
+  #kept: Stored[] = [];
   /** Whether the stream is to be read once more. */
   #isStale = false;
-  /** Whether messages may have gone from the stream before they were heard. */
-  #mayMiss = false;
-  /** Whether the stream is being read. What is said meanwhile waits, because it comes later. */
   #isReading = false;
-  readonly #early: Said[] = [];
+  /** Whether messages may have gone from the stream before they were read. */
+  #mayMiss = false;
   /** Done when the stream was read once more. */
   #next = newLook();
   #isClosed = false;
@@ -100,33 +95,50 @@ export class ReplayedRoom {
     return promise;
   }
 
-  /** Hears what NATS has just stored. */
+  /** Does what `update` does, and tells the server what is kept, too. */
+  follow(): Promise<void> {
+    if (!this.#isFollowed) {
+      this.#isFollowed = true;
+      this.#restart();
+    }
+    return this.update();
+  }
+
+  /** Hears what NATS has just stored, or reads it where something before it was not heard. */
   #hear(republished: Msg) {
-    const stored = this.#source.stream.read(republished);
+    const { stream, isFull } = this.#source;
+    const stored = stream.read(republished);
     const previous = numberIn(republished.headers, "Nats-Last-Sequence");
     if (!stored || previous === undefined) return;
-    if (!this.#isReading) this.#take({ stored, previous });
-    else if (this.#early.length < MAX_KEPT) this.#early.push({ stored, previous });
-    else this.#isStale = true;
+    const isRead = stored.number <= this.#end;
+    if (isRead && this.#isReading) return;
+    // When nothing is being read, a low number is one of another stream.
+    if (isRead || previous > this.#end || isFull()) {
+      this.#mayMiss = true;
+      this.update();
+      return;
+    }
+    this.#keep(stored);
+    if (!this.#isReading) this.#tell();
   }
 
-  /** Receives what was said, or reads it where something before it was not heard. */
-  #take({ stored, previous }: Said) {
-    const { number } = stored;
-    // Another stream begins with low numbers.
-    const isAnother = number <= this.#said;
-    this.#said = number;
-    this.#mayMiss ||= isAnother || previous > this.#heard || this.#source.isFull();
-    if (this.#mayMiss) this.update();
-    else if (number > this.#heard) this.#receive(stored);
+  #keep(stored: Stored) {
+    this.#end = stored.number;
+    if (this.#kept.push(stored) <= MAX_KEPT) return;
+    // With so many after it, NATS has the first of them no more.
+    this.#kept.shift();
+    this.#mayMiss = true;
   }
 
-  #receive({ number, message }: Stored) {
+  #tell() {
     const { rooms, link } = this.#source;
-    this.#heard = number;
-    Promise.try(() => rooms.receive(this.#name, message, number)).catch((error) => {
-      link.options.log(`A message of another server was not received. ${error}`);
-    });
+    for (const { number, message } of this.#kept.splice(0)) {
+      if (number <= this.#told) continue;
+      this.#told = number;
+      Promise.try(() => rooms.receive(this.#name, message, number)).catch((error) => {
+        link.options.log(`A message of another server was not received. ${error}`);
+      });
+    }
   }
 
   async #read() {
@@ -137,10 +149,8 @@ export class ReplayedRoom {
       const look = this.#next;
       this.#next = newLook();
       try {
-        await this.#readOnce();
+        await this.#readOn();
         look.resolve();
-        // Nothing is awaited between the last look and the next message.
-        for (const said of this.#early.splice(0)) this.#take(said);
       } catch (error) {
         look.reject(error);
         this.#isStale = true;
@@ -157,37 +167,57 @@ export class ReplayedRoom {
     this.#isReading = false;
   }
 
-  async #readOnce() {
-    const { link, stream, isFull } = this.#source;
+  async #readOn() {
+    const { stream, isFull } = this.#source;
     while (isFull() && !this.#isClosed) await delay(FULL_WAIT);
     const { epoch, last } = await stream.state();
-    if (epoch !== this.#epoch) this.#begin(epoch, last);
-    const isLoading = this.isFollowed && !this.#isLoaded;
-    const kept = await stream.readAfter(this.#name, isLoading ? 0 : this.#heard);
+    if (epoch !== this.#epoch) {
+      // What was said before a room is entered is not for its clients. All of another stream is.
+      this.#told = this.#epoch === "" ? last : 0;
+      this.#epoch = epoch;
+      this.#restart();
+    }
+    const kept = this.#kept;
+    // At this moment there are no more than that. What comes faster than it is read is read next time.
+    for (let count = 0; count < MAX_KEPT && !this.#isClosed; count++) {
+      const end = this.#end;
+      const stored = await stream.next(this.#name, end);
+      // Something was heard meanwhile, or all is to be read.
+      if (end !== this.#end) continue;
+      if (!stored) break;
+      this.#keep(stored);
+    }
+    // This is asked last, because what was the oldest may have gone meanwhile. Where a room has fewer
+    // messages than it may have, what is gone was the oldest of all rooms.
+    const oldest = kept.length < MAX_KEPT ? undefined : await stream.next(this.#name, 0);
+    const { epoch: lastEpoch, first } = await stream.state();
     if (this.#isClosed) return;
-    if (kept.epoch !== epoch) return void (this.#isStale = true);
-    const isMissed = this.#mayMiss && kept.start > this.#heard;
-    if (isMissed) link.options.log("Messages of a room may be lost: NATS has them no more.");
-    if (isLoading || isMissed && this.#isLoaded) this.#load(kept);
-    for (const each of kept.messages) if (each.number > this.#heard) this.#receive(each);
+    if (kept !== this.#kept || epoch !== lastEpoch) return void (this.#isStale = true);
+    this.#tellRead(Math.max(0, (oldest?.number ?? first) - 1));
     // All that was said up to then has come.
-    this.#heard = Math.max(this.#heard, last);
-    this.#mayMiss = false;
+    this.#told = this.#end = Math.max(this.#end, last);
+    if (!this.#isStale) this.#mayMiss = false;
   }
 
-  #begin(epoch: string, last: number) {
-    // What was said before a room is entered is not for its clients. All of another stream is.
-    this.#heard = this.#epoch === "" ? last : 0;
-    this.#epoch = epoch;
-    this.#said = 0;
-    this.#early.length = 0;
+  #restart() {
     this.#isLoaded = false;
+    this.#end = this.#isFollowed ? 0 : this.#told;
+    this.#kept = [];
   }
 
-  #load({ epoch, start, messages }: Kept) {
-    const heard = messages.filter(({ number }) => number <= this.#heard)
-      .map(({ number, message }): [number, Message] => [number, message]);
-    this.#source.rooms.load?.(this.#name, { epoch, start, messages: heard });
-    this.#isLoaded = true;
+  /** Tells what was read. After `start`, nothing is gone. */
+  #tellRead(start: number) {
+    const { link, rooms } = this.#source;
+    const isMissed = this.#mayMiss && start > this.#told;
+    if (isMissed) link.options.log("Messages of a room may be lost: NATS has them no more.");
+    if (this.#isFollowed && (isMissed || !this.#isLoaded)) {
+      this.#told = Math.max(this.#told, start);
+      const messages = this.#kept
+        .filter(({ number }) => number > start && number <= this.#told)
+        .map(({ number, message }): [number, Message] => [number, message]);
+      rooms.load?.(this.#name, { epoch: this.#epoch, start, messages });
+      this.#isLoaded = true;
+    }
+    this.#tell();
   }
 }

@@ -3,7 +3,7 @@
 import { deadline, delay } from "@std/async";
 import { printable } from "../log.ts";
 import type { Message } from "../message.ts";
-import type { KeptMessages } from "../room_relay.ts";
+import type { KeptMessages } from "../rooms/relay.ts";
 import type { LinkOptions } from "./connect.ts";
 import { type Link, syntaxError } from "./link.ts";
 

@@ -38,13 +38,6 @@ export interface Stored {
   message: Message;
 }
 
-/** What the stream keeps of a room, in order. */
-export interface Kept {
-  epoch: string;
-  start: number;
-  messages: Stored[];
-}
-
 /** The stream of all rooms with one subject. */
 export class Stream {
   readonly #link: Link;
@@ -115,33 +108,17 @@ export class Stream {
     return told;
   }
 
-  /** The state of the stream some time ago, but since NATS was last away. */
+  /** The state that this connection to NATS has told last, which may be some time ago. */
   async current(): Promise<StreamState> {
     return this.#told?.nats === this.#link.nats ? this.#told.state : await this.state();
   }
 
   /**
-   * Reads what the stream keeps of a room after a number, in order.
+   * Reads the first message of a room after a number, if there is one.
    *
-   * @returns What was read, and a number after which no message of the room is gone.
-   * @throws {Error} if NATS does not answer, or much more comes while it is read.
+   * @throws {Error} if NATS does not answer.
    */
-  async readAfter(room: string, number: number): Promise<Kept> {
-    const read: Stored[] = [];
-    for (let next; (next = await this.#next(room, read.at(-1)?.number ?? number));) {
-      if (read.push(next) > 2 * MAX_KEPT) {
-        throw new Error("messages come faster than they are read");
-      }
-    }
-    // This is asked last, because what was the oldest may have gone meanwhile.
-    const { epoch, first } = await this.state();
-    // Where a room has fewer messages than it may have, what is gone was the oldest of all rooms.
-    const oldest = read.length < MAX_KEPT ? first : (await this.#next(room, 0))?.number ?? first;
-    const start = Math.max(0, oldest - 1);
-    return { epoch, start, messages: read.filter(({ number }) => number > start) };
-  }
-
-  async #next(room: string, number: number): Promise<Stored | undefined> {
+  async next(room: string, number: number): Promise<Stored | undefined> {
     const request = JSON.stringify({ next_by_subj: this.subjectOf(room), seq: number + 1 });
     const answer = await this.#request(`$JS.API.DIRECT.GET.${this.#name}`, request);
     if (answer.headers?.code === 404) return undefined;
@@ -160,7 +137,7 @@ export class Stream {
     return { number, message };
   }
 
-  /** What sends a message once: `publish` may be called with it again. */
+  /** Makes a function that sends a message. NATS stores it once, however often that is called. */
   prepare(room: string, message: Message): () => Promise<number> {
     const headers = this.#makeHeaders();
     headers.set("Nats-Msg-Id", `${this.#id}.${this.#ids++}`);

@@ -1,6 +1,7 @@
 // The flags of a script, described once: as `--help` prints them.
 
 import { parseArgs } from "node:util";
+import { MAX_SECONDS } from "../options.ts";
 
 /**
  * The flags of a script, and what each is for. A name with a word behind it takes a value, and the
@@ -23,8 +24,6 @@ export type FlagValues<Described extends Flags> = {
 
 /** No machine has more bytes or clients than this. */
 const MAX_WHOLE_NUMBER = 2 ** 40;
-/** Seconds of 24 days. With more, the timers of the runtime would end at once. */
-const MAX_SECONDS = 24 * 24 * 60 * 60;
 
 /** A mistake in the command line. It is marked like those that `parseArgs` of `node:util` finds. */
 export function usageError(message: string): Error {

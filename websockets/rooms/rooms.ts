@@ -1,14 +1,14 @@
 // Rooms: what is said in one is heard by all of its clients, and again by those that lost it.
 
-import type { Acceptor } from "./accept.ts";
-import type { Connection } from "./connection.ts";
-import { ConnectionClosed } from "./connection_closed.ts";
-import { refuse } from "./handshake.ts";
+import type { Acceptor } from "../accept.ts";
+import type { Connection } from "../connection.ts";
+import { ConnectionClosed } from "../connection_closed.ts";
+import { refuse } from "../handshake.ts";
 import { History } from "./history.ts";
-import type { Message } from "./message.ts";
-import { checkSeconds, checkWhole, type ServeOptions } from "./options.ts";
+import type { Message } from "../message.ts";
+import { checkSeconds, checkWhole, type ServeOptions } from "../options.ts";
 import { Room } from "./room.ts";
-import type { KeptMessages, RoomRelay } from "./room_relay.ts";
+import type { KeptMessages, RoomRelay } from "./relay.ts";
 
 /** Bytes that a room keeps: some thousands of short texts, or one message of the largest size. */
 const MAX_HISTORY = 2 * 1024 ** 2;
@@ -65,18 +65,12 @@ export class Rooms {
     return this.#rooms.get(name)?.size ?? 0;
   }
 
-  /** Refuses a client that wants to follow where it can't, for `processRequest`. */
-  refuse(request: Request): Response | undefined {
-    if (this.canReplay || afterOf(request) === null) return undefined;
-    return refuse(400, "Nothing is replayed here: connect without `after`.");
-  }
-
   /**
    * Lets a client hear what is said in a room from now on, until `leave`. With `after` in the query of
    * its handshake, it is a follower, which hears the position of each message as well. With a position
    * in `after`, what was said after that comes first.
    *
-   * @throws {ConnectionClosed} with 1013 if nothing can be replayed now: see `refuse`.
+   * @throws {ConnectionClosed} with 1013 if nothing can be replayed now: see `limit`.
    */
   async enter(name: string, websocket: Connection, handshake: Request): Promise<void> {
     const after = afterOf(handshake);
@@ -85,13 +79,14 @@ export class Rooms {
       room.clients.add(websocket);
       return await this.relay?.enter(name);
     }
+    // A relay that needs longer than this client may wait goes on until the client is back.
+    room.isRemembered = this.canReplay;
     room.entering++;
     await Promise.resolve(this.relay?.load?.(name)).finally(() => room.entering--);
     const { history } = room;
     if (!this.canReplay || !history) {
       throw new ConnectionClosed({ code: 1013, reason: "Nothing can be replayed now." });
     }
-    room.isRemembered = true;
     history.maxBytes = this.#maxHistory;
     room.follow(websocket, history, after);
   }
@@ -102,7 +97,11 @@ export class Rooms {
     this.#close(name);
   }
 
-  /** Says a message in a room. Done when other servers can take more of them. */
+  /**
+   * Says a message in a room. Done when other servers can take more of them.
+   *
+   * @throws {ConnectionClosed} with 1013 if a relay can't tell whether it keeps the message.
+   */
   async say(name: string, message: Message): Promise<void> {
     if (!this.relay?.load) this.receive(name, message);
     await this.relay?.publish(name, message);
@@ -111,10 +110,12 @@ export class Rooms {
   /**
    * Says a message in a room, and tells its position: `undefined` where nothing is replayed. From
    * then on the room is remembered for a while, also if nobody is in it.
+   *
+   * @throws {ConnectionClosed} as `say` does. Out of `processRequest`, it is answered with 503.
    */
   async push(name: string, message: Message): Promise<string | undefined> {
+    if (this.relay?.load) return await this.relay.publish(name, message) ?? undefined;
     if (!this.canReplay) return void this.say(name, message);
-    if (this.relay) return await this.relay.publish(name, message) ?? undefined;
     const room = this.#open(name);
     room.isRemembered = true;
     this.receive(name, message);
@@ -141,9 +142,17 @@ export class Rooms {
     for (const follower of room.followers) follower.close(1012, "Come back for what was missed.");
   }
 
-  /** The options of a server that takes no message which a relay would not take. */
+  /**
+   * The options of a server that refuses followers where nothing is replayed, and takes no message
+   * which a relay would not take.
+   */
   limit(options: ServeOptions): ServeOptions {
-    return this.relay?.limit(options) ?? options;
+    const { processRequest = [], ...limits } = this.relay?.limit(options) ?? options;
+    const refuseFollower = (request: Request) => {
+      if (this.canReplay || afterOf(request) === null) return undefined;
+      return refuse(400, "Nothing is replayed here: connect without `after`.");
+    };
+    return { ...limits, processRequest: [processRequest, refuseFollower].flat() };
   }
 
   /**

@@ -1,10 +1,10 @@
 // A client that follows a room: it comes back after a loss, and asks for what it has missed.
 
-import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "./connect.ts";
-import type { Connection } from "./connection.ts";
-import { ConnectionClosed, handled } from "./connection_closed.ts";
-import type { Message, Sendable } from "./message.ts";
-import { noPosition, Place } from "./place.ts";
+import { connect, type ConnectOptions, HANDSHAKE_TIMEOUT } from "../connect.ts";
+import type { Connection } from "../connection.ts";
+import { ConnectionClosed, handled } from "../connection_closed.ts";
+import type { Message, Sendable } from "../message.ts";
+import { Place } from "./place.ts";
 
 /** How to follow. What is `undefined` is not given. */
 export interface FollowOptions extends ConnectOptions {
@@ -94,16 +94,12 @@ export class Follower implements AsyncIterable<Followed, undefined> {
     // A server that has told positions before is only slow, and another attempt may succeed.
     if (first === undefined && this.#isFollowing) return;
     const place = this.#place;
-    const back = place.begin(first);
-    if (!back) throw noPosition();
+    const { lost } = place.begin(first);
     this.#isFollowing = true;
     this.#websocket = websocket;
-    const { lost } = back;
     if (lost > 0) yield { message: undefined, lost, position: place.position };
     for await (const received of websocket) {
-      const message = place.take(received);
-      if (message === undefined) throw noPosition();
-      yield { message, lost: 0, position: place.position };
+      yield { message: place.take(received), lost: 0, position: place.position };
     }
   }
 }

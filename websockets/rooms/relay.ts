@@ -1,8 +1,8 @@
 // What joins the rooms of several servers, as the rooms see it.
 
-import type { Acceptor } from "./accept.ts";
-import type { Message } from "./message.ts";
-import type { ServeOptions } from "./options.ts";
+import type { Acceptor } from "../accept.ts";
+import type { Message } from "../message.ts";
+import type { ServeOptions } from "../options.ts";
 
 /** What a relay has kept of a room, in the order in which it was said. */
 export interface KeptMessages {
@@ -26,6 +26,8 @@ export interface RoomRelay {
   /**
    * Tells the other servers what was said. Without `load`, they alone hear it. With `load`, it comes
    * back to this server as well, and this is done when it is safe: its position.
+   *
+   * @throws {ConnectionClosed} with 1013 if nobody knows whether it is safe.
    */
   publish(room: string, message: Message): Promise<string | void>;
   /**

@@ -1,8 +1,8 @@
 // A room: its clients, and what was said in it.
 
-import type { Connection } from "./connection.ts";
+import type { Connection } from "../connection.ts";
 import type { History } from "./history.ts";
-import type { Content, Message } from "./message.ts";
+import type { Content, Message } from "../message.ts";
 
 /** The clients that hear each other, and the history of what they have said. */
 export class Room {
@@ -14,7 +14,7 @@ export class Room {
   entering = 0;
   /** There is none where a relay has not loaded it. */
   history: History | undefined;
-  /** Whether somebody was told a position, so that it has to stay true for a while. */
+  /** Whether it stays for a while when nobody is in it: somebody knows a position, or waits for one. */
   isRemembered = false;
   #deliveries: { message: Message; content: Content | undefined }[] = [];
 

@@ -1,6 +1,6 @@
 // Where a client is in a room that it follows: the other end of history.ts.
 
-import type { Message } from "./message.ts";
+import type { Message } from "../message.ts";
 
 /** What the first message says: a position, how many messages are lost, and how many come again. */
 const FIRST = /^([\w-]{1,23}\.\d{1,16})( lost(?: (\d{1,16}))?)?(?: missed (\d{1,16}))?$/;
@@ -34,29 +34,36 @@ export class Place {
     return url ?? given;
   }
 
-  /** Takes the first message of a connection. It is `undefined` if the server tells no positions. */
-  begin(first: Message | undefined): Return | undefined {
+  /**
+   * Takes the first message of a connection.
+   *
+   * @throws {Error} if it tells no position.
+   */
+  begin(first: Message | undefined): Return {
     const [, position, isLost, lost, missed = 0] =
       typeof first === "string" && first.match(FIRST) ||
       [];
-    if (position === undefined) return undefined;
+    if (position === undefined) throw noPosition();
     this.position = position;
     return { lost: isLost ? Number(lost ?? Infinity) : 0, missed: Number(missed) };
   }
 
-  /** Takes each other message: it is without its position, or `undefined` if it has none. */
-  take(received: Message): Message | undefined {
+  /**
+   * Takes each other message, and returns it without its position.
+   *
+   * @throws {Error} if it has none.
+   */
+  take(received: Message): Message {
     const isText = typeof received === "string";
     const head = isText ? received.slice(0, MAX_HEAD) : decodeHead(received);
     const [read, position] = head.match(HEAD) ?? [];
-    if (read === undefined || position === undefined) return undefined;
+    if (read === undefined || position === undefined) throw noPosition();
     this.position = position;
     return received.slice(read.length);
   }
 }
 
-/** The error where a server tells no positions. */
-export function noPosition(): Error {
+function noPosition(): Error {
   return new Error("The server tells no positions: nobody can follow it.");
 }
 

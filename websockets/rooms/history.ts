@@ -1,7 +1,7 @@
 // What was said last in a room, for those that come back after a loss. It knows no sockets.
 
-import { type Content, copyOf, type Message } from "./message.ts";
-import { MESSAGE_COST } from "./waiting.ts";
+import { type Content, copyOf, type Message } from "../message.ts";
+import { MESSAGE_COST } from "../waiting.ts";
 
 /** Characters of a position: no epoch and number are longer. */
 export const MAX_POSITION = 40;

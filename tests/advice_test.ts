@@ -13,48 +13,25 @@ import { advise } from "../websockets/script/advice.ts";
 import { startServer } from "./helpers.ts";
 import { test } from "./needs.ts";
 import { echo, listenRaw, serveBare } from "./peers.ts";
-import { Program, Script } from "./programs.ts";
+import { certify, openssl, Program, Script } from "./programs.ts";
 
-const IS_NO_CA = ["-addext", "basicConstraints=critical,CA:FALSE"];
-/** Marks a certificate that is not valid any more. */
-const EXPIRED = "expired";
-
-async function openssl(...args: string[]): Promise<void> {
-  const { success } = await new Deno.Command("openssl", { args, stderr: "piped" }).output();
-  assert(success, args.join(" "));
-}
-
-/** A certificate as `openssl req -x509` makes it with these options, and its key. */
-async function makeCertificate(...options: string[]): Promise<{ cert: string; key: string }> {
-  const directory = await Deno.makeTempDir();
+/** A certificate for a name, or for a CA, and its key. */
+async function makeCertificate(name?: string, isExpired = false) {
+  const folder = await Deno.makeTempDir();
   try {
-    const [keyFile, certFile] = [`${directory}/key.pem`, `${directory}/cert.pem`];
-    const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1";
-    const args = [...request.split(" "), "-keyout", keyFile, "-out", certFile];
-    args.push("-subj", "/CN=localhost", ...options.filter((option) => option !== EXPIRED));
-    await openssl(...args);
-    if (options.includes(EXPIRED)) {
-      const signed = [
-        "x509",
-        "-in",
-        certFile,
-        "-signkey",
-        keyFile,
-        "-days",
-        "-1",
-        "-out",
-        certFile,
-      ];
-      await openssl(...signed);
+    const { cert, key } = await certify(folder, name);
+    if (isExpired) {
+      const again = "x509 -in fullchain.pem -signkey privkey.pem -days -1 -out fullchain.pem";
+      await openssl(folder, again);
     }
-    return { key: Deno.readTextFileSync(keyFile), cert: Deno.readTextFileSync(certFile) };
+    return { key: Deno.readTextFileSync(key), cert: Deno.readTextFileSync(cert) };
   } finally {
-    await Deno.remove(directory, { recursive: true });
+    await Deno.remove(folder, { recursive: true });
   }
 }
 
 test({ needs: "run" }, "a certificate that is not taken is told with what to do", async () => {
-  const unknown = await makeCertificate(...IS_NO_CA, "-addext", "subjectAltName=DNS:localhost");
+  const unknown = await makeCertificate("DNS:localhost");
   const ofCa = await makeCertificate();
   for (const [certificate, advice] of [[unknown, "--cert=FILE"], [ofCa, "CA:FALSE"]] as const) {
     await using server = startServer(echo(), certificate);
@@ -65,7 +42,7 @@ test({ needs: "run" }, "a certificate that is not taken is told with what to do"
   }
 
   // A name is looked at only where the certificate is trusted.
-  const other = await makeCertificate(...IS_NO_CA, "-addext", "subjectAltName=DNS:other");
+  const other = await makeCertificate("DNS:other");
   await using server = startServer(echo(), other);
   const certFile = await Deno.makeTempFile();
   try {
@@ -107,9 +84,12 @@ test({ needs: "net" }, "a redirection is told with its address", async () => {
 
 /** Starts the test command where the environment names this proxy. */
 function startBehind(proxy: string, ...args: string[]): Program {
+  const proxies = { HTTP_PROXY: proxy, HTTPS_PROXY: proxy, ALL_PROXY: "", NO_PROXY: "" };
+  // What this machine has of these, also in small letters, does not count.
+  const env = Object.entries(proxies).flatMap((each) => [each, [each[0].toLowerCase(), each[1]]]);
   return new Program(Deno.execPath(), ["run", "--allow-net", "websockets", ...args], {
     cwd: new URL("../", import.meta.url),
-    env: { NO_COLOR: "1", HTTP_PROXY: proxy, HTTPS_PROXY: proxy },
+    env: Object.fromEntries(env),
   });
 }
 
@@ -151,14 +131,13 @@ async function serveNode(certificate: { cert: string; key: string }) {
 }
 
 test({ needs: "run" }, "what is wrong with a certificate is told where ALPN hides it", async () => {
-  const ofLocalhost = [...IS_NO_CA, "-addext", "subjectAltName=DNS:localhost"];
   for (
-    const [options, told] of [
-      [ofLocalhost, /UnknownIssuer\): trust it with: .*--cert=FILE/],
-      [[...ofLocalhost, EXPIRED], /(?:E|e)xpired.*\): the server needs a new certificate/],
+    const [isExpired, told] of [
+      [false, /UnknownIssuer\): trust it with: .*--cert=FILE/],
+      [true, /(?:E|e)xpired.*\): the server needs a new certificate/],
     ] as const
   ) {
-    await using server = await serveNode(await makeCertificate(...options));
+    await using server = await serveNode(await makeCertificate("DNS:localhost", isExpired));
     const error = await assertRejects(() => connect(server.url), ConnectionFailed);
     const message = await advise(error, server.url);
     assert(message.startsWith(`No connection to ${server.url} (invalid peer certificate: `));
@@ -172,7 +151,7 @@ test({ needs: "run" }, "what is wrong with a certificate is told where ALPN hide
       ["localhost", /\(Invalid status code: 403\): the answer says "Members only\."; .*--origin$/],
     ] as const
   ) {
-    const certificate = await makeCertificate(...IS_NO_CA, "-addext", `subjectAltName=DNS:${name}`);
+    const certificate = await makeCertificate(`DNS:${name}`);
     await using server = await serveNode(certificate);
     const certFile = await Deno.makeTempFile();
     try {

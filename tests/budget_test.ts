@@ -5,6 +5,7 @@ import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { delay } from "@std/async";
 import type { Handler } from "websockets";
 import { Budget } from "../websockets/budget.ts";
+import { READ_INTERVAL } from "../websockets/eviction.ts";
 import { Outbox } from "../websockets/outbox.ts";
 import { currentClient } from "../websockets/waiting.ts";
 import { eventually, heldMemory, TestClient, within } from "./helpers.ts";
@@ -32,7 +33,6 @@ import {
   type Watched,
 } from "./watched.ts";
 
-const PONG = 10;
 const READ_TOO_LITTLE = "Dropped a client. It read too little while too much was waiting.";
 
 /** Sends back what arrives, at the pace of the reader. */
@@ -154,7 +154,16 @@ test(
   },
 );
 
+/** Keeps the runtime from dropping clients whose pongs are late, for a test of what waits alone. */
+function withoutPings(): Disposable {
+  const { upgradeWebSocket } = Deno;
+  Deno.upgradeWebSocket = (request, options) =>
+    upgradeWebSocket(request, { ...options, idleTimeout: 0 });
+  return { [Symbol.dispose]: () => void (Deno.upgradeWebSocket = upgradeWebSocket) };
+}
+
 test({ needs: "net" }, "Slow clients: one that reads stays, however long it takes", async () => {
+  using _ = withoutPings();
   await using server = startWatched(onDemand, { idleTimeout: 3 });
   using reader = await RawClient.upgraded(server.port);
   await reader.write(frame(TEXT, "30 1000000"));
@@ -166,7 +175,6 @@ test({ needs: "net" }, "Slow clients: one that reads stays, however long it take
     if (bytes < due) continue;
     due += 2_000_000;
     await delay(250);
-    await reader.write(frame(PONG));
   }
 });
 
@@ -174,6 +182,7 @@ test(
   { needs: "net" },
   "slow readers of large messages keep nobody else waiting for too long",
   async () => {
+    using _ = withoutPings();
     const [count, size] = [16, MEBIBYTE];
     // The runtime is handed four of these messages at a time.
     await using server = startWatched(async (websocket) => {
@@ -188,7 +197,6 @@ test(
         const { length } = await reader.read();
         assert(length > 0, `${server.log.all}`);
         due -= length;
-        await reader.write(frame(PONG));
       }
     };
     const readFast = async () => {
@@ -300,6 +308,57 @@ Deno.test("what the system takes for a client that does not read is not blamed o
   }
   assertEquals(dropped, ["sleeper: It read too little while too much was waiting."]);
   reader.end({ code: 1000, reason: "" });
+});
+
+Deno.test("a client has not read too little because the process stood still again and again", async () => {
+  const { now } = performance;
+  let time = 0;
+  performance.now = () => time;
+  try {
+    const budget = new Budget(4 * MEBIBYTE, Infinity);
+    const outbox = outboxFor(new FakeSocket(), budget);
+    for (let count = 0; count < 10; count++) outbox.send(new Uint8Array(200_000));
+    for (let stops = 0; stops < 4; stops++) {
+      const before = budget.clock;
+      time += 3_000;
+      await eventually(() => assert(budget.clock > before));
+    }
+    assertLessOrEqual(budget.clock - outbox.takenAt, READ_INTERVAL / 2);
+    outbox.end({ code: 1006, reason: "" });
+  } finally {
+    performance.now = now;
+  }
+});
+
+Deno.test("a look at the clients in which the process stood still does not put the next one off", async () => {
+  const { now } = performance;
+  const { setTimeout } = globalThis;
+  let time = 0;
+  /** Each look at it lasts for three seconds. */
+  class StillSocket extends FakeSocket {
+    override get bufferedAmount() {
+      time += 3_000;
+      return super.bufferedAmount;
+    }
+  }
+  const pauses: number[] = [];
+  const noted = (task: () => void, milliseconds = 0) => {
+    pauses.push(milliseconds);
+    return setTimeout(task, milliseconds);
+  };
+  performance.now = () => time;
+  globalThis.setTimeout = noted as typeof setTimeout;
+  try {
+    const outbox = outboxFor(new StillSocket(), new Budget(4 * MEBIBYTE, Infinity));
+    for (let count = 0; count < 10; count++) outbox.send(new Uint8Array(200_000));
+    const before = time;
+    await eventually(() => assert(time > before));
+    outbox.end({ code: 1006, reason: "" });
+    assertLessOrEqual(Math.max(...pauses), READ_INTERVAL / 2);
+  } finally {
+    performance.now = now;
+    globalThis.setTimeout = setTimeout;
+  }
 });
 
 Deno.test("what is only kept in case is freed before a client has to go", () => {

@@ -7,7 +7,7 @@ import { parseHeaders } from "../websockets/command/command.ts";
 import { readMessages, type Separator, show } from "../websockets/command/input_output.ts";
 import { eventually, freePort, Inbox, startServer, startServerAt, within } from "./helpers.ts";
 import { test } from "./needs.ts";
-import { Script } from "./programs.ts";
+import { PLAIN, Script } from "./programs.ts";
 import {
   echo,
   Flood,
@@ -150,6 +150,7 @@ async function pipeBytes(url: string, input: Uint8Array, ...flags: string[]) {
   const command = new Deno.Command(Deno.execPath(), {
     args: ["run", "--allow-net", "websockets", url, "--wait", "0", ...flags],
     cwd: new URL("../", import.meta.url),
+    env: PLAIN,
     stdin: "piped",
     stdout: "piped",
     stderr: "piped",

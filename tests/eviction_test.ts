@@ -2,7 +2,7 @@
 // Who has to go when too much waits: the rules, on plain records. It needs no permission.
 
 import { assert, assertEquals } from "@std/assert";
-import { chooseEvictions, READ_INTERVAL } from "../websockets/eviction.ts";
+import { chooseEvictions, PATIENCE, READ_INTERVAL } from "../websockets/eviction.ts";
 import {
   type BudgetClient,
   costOf,
@@ -135,6 +135,18 @@ Deno.test("whether a client reads shows after a second, and nobody goes before t
     enqueue(1_000, [reader], cause);
     assertEquals(choose([cause, reader], { clock }), []);
     assertEquals(choose([cause, reader], { clock, isUrgent: true }), [[1, READ_TOO_LITTLE]]);
+  }
+});
+
+Deno.test("a client that reads slowly takes something now and then, and stays unless it is urgent", () => {
+  const clock = 2 * PATIENCE;
+  for (const [time, isDropped] of [[PATIENCE, false], [PATIENCE + 1, true]] as const) {
+    const [cause, reader] = [makeClient(), makeClient({ takenAt: clock - time })];
+    enqueue(1_000, [reader], cause);
+    for (const isUrgent of [false, true]) {
+      const expected = isDropped || isUrgent ? [[1, READ_TOO_LITTLE] as const] : [];
+      assertEquals(choose([cause, reader], { clock, isUrgent }), expected, `${time} ${isUrgent}`);
+    }
   }
 });
 

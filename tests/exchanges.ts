@@ -109,9 +109,10 @@ export const PROTOCOLS = { "HTTP/1.1": openHttp1, "HTTP/2": openHttp2 };
 export function testExchanges(
   name: string,
   run: (connect: (port: number) => Exchanges) => Promise<void>,
+  needs: Parameters<typeof test>[0]["needs"] = "net",
 ): void {
   for (const [protocol, connect] of Object.entries(PROTOCOLS)) {
-    test({ needs: "net" }, `${name} (${protocol})`, () => run(connect));
+    test({ needs }, `${name} (${protocol})`, () => run(connect));
   }
 }
 

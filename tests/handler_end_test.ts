@@ -271,14 +271,26 @@ test({ needs: "net" }, "a log that is async and fails costs nothing", async () =
 /** Stops a server at once that waits for somebody: what it says. */
 async function stopLine(handler: Handler): Promise<string[]> {
   const called = new Inbox<void>();
+  const gone = new Inbox<void>();
   const lines: string[] = [];
   const server: Server = serve((websocket, request) => {
     called.put();
     return handler(websocket, request);
   }, { port: 0, log: (line) => lines.push(line) });
-  using _client = await RawClient.upgraded(server.addr.port);
-  await called.next();
-  await within(server.shutdown({ timeout: 10 }), "the server to stop");
+  const { upgradeWebSocket } = Deno;
+  Deno.upgradeWebSocket = (...given) => {
+    const upgraded = upgradeWebSocket(...given);
+    upgraded.socket.addEventListener("close", () => gone.put());
+    return upgraded;
+  };
+  {
+    using _client = await RawClient.upgraded(server.addr.port);
+    Deno.upgradeWebSocket = upgradeWebSocket;
+    await called.next();
+    await within(server.shutdown({ timeout: 10 }), "the server to stop");
+  }
+  // The runtime keeps the connection until it has seen that the client is gone.
+  await gone.next();
   return lines;
 }
 

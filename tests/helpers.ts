@@ -8,7 +8,7 @@ import { type Handler, serve, type ServeOptions } from "websockets";
 import { silence } from "websockets/script.ts";
 
 /** Milliseconds that a test waits before it fails. A busy machine may take long, and never so long. */
-const PATIENCE = 60_000;
+const PATIENCE = 180_000;
 /** Milliseconds between two looks for what no event tells of. */
 const LOOK = 10;
 

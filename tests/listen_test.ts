@@ -19,10 +19,12 @@ function startWithHosts(
   { isolation = [] as string[], stdin = "null" as "null" | "piped" } = {},
 ): Program {
   const lines = addresses.map((address) => `${address} localhost\\n`).join("");
-  const script = `file=$(mktemp) && printf '${lines}' > $file && mount --bind $file /etc/hosts &&
-    rm $file && ${command}`;
+  const script =
+    `file=$(mktemp) && printf '${lines}' > "$file" && mount --bind "$file" /etc/hosts &&
+    rm "$file" && ${command}`;
   const args = ["--map-root-user", "--mount", ...isolation, "sh", "-c", script];
-  return new Program("unshare", args, { cwd: ROOT, env: { NO_COLOR: "1" }, stdin });
+  const env = { SHELL: "/bin/sh", DENO_NO_PROMPT: "" };
+  return new Program("unshare", args, { cwd: ROOT, env, stdin });
 }
 
 test(

@@ -63,7 +63,7 @@ export class Machine implements AsyncDisposable {
     const program = this.stack.use(
       new Program("nsenter", [...enter, ...shell], {
         cwd: `${this.folder}/clone`,
-        env: { PATH: path.join(":"), NO_COLOR: "1" },
+        env: { PATH: path.join(":"), SHELL: "/bin/sh" },
         stdin: stdin === "nothing" ? "null" : "piped",
       }),
     );

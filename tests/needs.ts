@@ -70,6 +70,22 @@ function hasBothLoopbacks(): boolean {
   }
 }
 
+/** Descriptors that the tests have at a time. All that run at once share one process. */
+const DESCRIPTORS = 4_096;
+
+/** Whether the system lets a process have so many. Deno raises its soft limit to the hard one. */
+function hasDescriptors(): boolean {
+  if (!run || Deno.build.os !== "linux") return true;
+  const limits = Deno.readTextFileSync("/proc/self/limits");
+  const [, hard] = limits.match(/^Max open files +\S+ +(\S+)/m) ?? [];
+  return hard === "unlimited" || Number(hard) >= DESCRIPTORS;
+}
+
+/** Whether a browser can be online: it has an address that others may reach. */
+function hasNetwork(): boolean {
+  return Deno.networkInterfaces().some(({ address }) => !/^(127\.|::1$|fe80:)/.test(address));
+}
+
 /** Whether the package that a recipe imports is here, or can be fetched. */
 function hasHono(): boolean {
   const recipes = Deno.readTextFileSync(new URL("../websockets/RECIPES.md", import.meta.url));
@@ -90,6 +106,10 @@ const needs = {
     () => run && CHROMIUM,
     "of the page: install Chromium, and `deno task test` runs them",
   ],
+  network: [
+    () => run && hasNetwork(),
+    "of a browser that goes offline: this machine has no network",
+  ],
   nats: [
     () => run && NATS_SERVER,
     "with NATS: install nats-server, and `deno task test` runs them",
@@ -105,6 +125,10 @@ const needs = {
   hono: [
     () => run && hasHono(),
     "of the recipe with Hono: where npm's registry can be reached, `deno task test` runs them",
+  ],
+  descriptors: [
+    hasDescriptors,
+    `of very many clients: they need \`ulimit -Hn ${DESCRIPTORS}\``,
   ],
   loopbacks: [
     () => net && hasBothLoopbacks(),

@@ -32,6 +32,8 @@ Deno.test.beforeAll(async () => {
   browser = await chromium.launch({
     executablePath: CHROMIUM,
     args: CHROMIUM_FLAGS,
+    // Without a locale of UTF-8, it finds no file whose path is not ASCII.
+    env: { ...Deno.env.toObject(), LC_ALL: "C.UTF-8" },
     // The back button brings pages back as they were, as it does for everyone.
     ignoreDefaultArgs: ["--disable-back-forward-cache"],
   });
@@ -1775,7 +1777,7 @@ test(
 );
 
 test(
-  { needs: "chromium" },
+  { needs: ["chromium", "network"] },
   "offline shows at once and closes nothing, and online tries at once",
   async () => {
     const sockets: WebSocket[] = [];

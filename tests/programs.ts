@@ -1,11 +1,14 @@
 /// <reference types="./std.d.ts" />
 // Scripts and other programs that a test starts as processes, with what they print.
 
-import { assertEquals, assertLessOrEqual } from "@std/assert";
+import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { eventually, Inbox, within } from "./helpers.ts";
 import { ignoring, PYTHON } from "./needs.ts";
 
 const ROOT = new URL("../", import.meta.url);
+
+/** The environment of a program that prints without colors. FORCE_COLOR wins unless it is empty. */
+export const PLAIN = { NO_COLOR: "1", FORCE_COLOR: "" };
 
 /** A program that runs until it ends or the test does, with what it prints. */
 export class Program implements AsyncDisposable {
@@ -16,7 +19,8 @@ export class Program implements AsyncDisposable {
 
   constructor(command: string, args: string[], options: Deno.CommandOptions = {}) {
     const streams = { stdin: "null", stdout: "piped", stderr: "piped" } as const;
-    this.#process = new Deno.Command(command, { args, ...streams, ...options }).spawn();
+    const env = { ...PLAIN, ...options.env };
+    this.#process = new Deno.Command(command, { args, ...streams, ...options, env }).spawn();
     this.#ended = Promise.all([
       this.#process.status,
       collect(this.#process.stdout, this.lines),
@@ -74,7 +78,6 @@ export class Script extends Program {
   constructor(script: string, args: string[], permissions = ["--allow-net"], stdin = "null") {
     super(Deno.execPath(), ["run", "--no-prompt", ...permissions, script, ...args], {
       cwd: ROOT,
-      env: { NO_COLOR: "1" },
       stdin: stdin as "null" | "piped",
     });
   }
@@ -106,6 +109,25 @@ asyncio.run(main())
 export async function startPythonServer(): Promise<Program & { url: string }> {
   const server = new Program(PYTHON ?? "", ["-c", PYTHON_SERVER]);
   return Object.assign(server, { url: `ws://127.0.0.1:${await server.prints(/./)}` });
+}
+
+/** Runs openssl in a folder, in which are all files that the command names. */
+export async function openssl(folder: string, command: string): Promise<void> {
+  const options = { args: command.split(" "), cwd: folder, stderr: "piped" } as const;
+  const { success, stderr } = await new Deno.Command("openssl", options).output();
+  assert(success, new TextDecoder().decode(stderr));
+}
+
+/** Makes a certificate and its key in a folder: for a name such as `DNS:localhost`, or for a CA. */
+export async function certify(
+  folder: string,
+  name?: string,
+): Promise<{ cert: string; key: string }> {
+  const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
+    "-subj /CN=localhost -keyout privkey.pem -out fullchain.pem";
+  const isNoCA = ` -addext subjectAltName=${name} -addext basicConstraints=critical,CA:FALSE`;
+  await openssl(folder, name === undefined ? request : request + isNoCA);
+  return { cert: `${folder}/fullchain.pem`, key: `${folder}/privkey.pem` };
 }
 
 async function collect(stream: ReadableStream<Uint8Array>, inbox: Inbox<string>): Promise<void> {

@@ -7,6 +7,7 @@ import { existsSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { Machine, prints, shows } from "./machine.ts";
 import { test } from "./needs.ts";
+import { PLAIN } from "./programs.ts";
 import {
   ALL,
   type Block,
@@ -213,7 +214,8 @@ test({ needs: "run" }, "every flag that is named is one of a script, or of Deno"
   const scripts = ["server.ts", "client.ts", "broadcast_server.ts", "websockets"];
   const helps = await Promise.all(["run", ...scripts].map(async (script) => {
     const args = script === "run" ? [script, "--help=full"] : ["run", script, "--help"];
-    const { stdout } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
+    const { stdout } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT, env: PLAIN })
+      .output();
     return new TextDecoder().decode(stdout);
   }));
   const known = new Set(helps.join("\n").match(/(?<![\w-])--[a-z-]+/g));

@@ -10,7 +10,6 @@ import { Program } from "./programs.ts";
 function start(script: string): Program {
   return new Program(Deno.execPath(), ["eval", script], {
     cwd: new URL("../", import.meta.url),
-    env: { NO_COLOR: "1" },
   });
 }
 

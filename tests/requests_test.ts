@@ -114,6 +114,21 @@ function stopClock(): { pass(milliseconds: number): void } & Disposable {
   };
 }
 
+/** Keeps a timer of so many milliseconds from going off, until the test runs what it would run. */
+function keepTimer(milliseconds: number): { run(): void } & Disposable {
+  const { setTimeout } = globalThis;
+  const kept = {
+    run() {},
+    [Symbol.dispose]: () => void Object.assign(globalThis, { setTimeout }),
+  };
+  const keep = (run: () => void, after: number) => {
+    if (Math.round(after) !== milliseconds) return setTimeout(run, after);
+    kept.run = run;
+  };
+  Object.assign(globalThis, { setTimeout: keep });
+  return kept;
+}
+
 /** A server that tells which parts of a body arrive. Its timeout is so short that it looks often. */
 function startArrivals(idleTimeout = 0.05) {
   const arrived = new Inbox<number>();
@@ -136,18 +151,19 @@ testExchanges("A request body arrives too slowly: 408 if it stops arriving", asy
 testExchanges(
   "A request body arrives too slowly: a byte now and then gets 408, and 500 bytes a second do not",
   async (connect) => {
-    await using server = startArrivals();
+    await using server = startArrivals(0.8);
     await using client = connect(server.addr.port);
     for (const [size, expected] of [[1, 408], [25, 200]]) {
       using clock = stopClock();
+      using look = keepTimer(800);
       const push = await client.open("POST /", lengthOf(20 * size));
       for (let pieces = 1; pieces < 20; pieces++) {
         await push.write(new Uint8Array(size));
         await server.arrived.next();
         clock.pass(49);
       }
-      // The server looks at the time again before the last one.
-      await delay(100);
+      // The server looks at the time before the last one.
+      look.run();
       await push.write(new Uint8Array(size)).catch(() => {});
       push.end();
       assertEquals((await push.answered()).status, expected);
@@ -161,27 +177,17 @@ testExchanges(
     await using server = startArrivals(0);
     await using client = connect(server.addr.port);
     using clock = stopClock();
-    const { setTimeout } = globalThis;
-    let look = () => {};
-    const keepLong = (run: () => void, milliseconds: number) => {
-      if (Math.round(milliseconds) !== 300_000) return setTimeout(run, milliseconds);
-      look = run;
-    };
-    Object.assign(globalThis, { setTimeout: keepLong });
-    try {
-      const push = await client.open("POST /", lengthOf(100_000));
-      await push.write(new Uint8Array(1_000));
-      await server.arrived.next();
-      // Much more than the least rate does not help.
-      clock.pass(299_999);
-      await push.write(new Uint8Array(1_000));
-      await server.arrived.next();
-      clock.pass(2);
-      look();
-      assertEquals((await push.answered()).status, 408);
-    } finally {
-      Object.assign(globalThis, { setTimeout });
-    }
+    using look = keepTimer(300_000);
+    const push = await client.open("POST /", lengthOf(100_000));
+    await push.write(new Uint8Array(1_000));
+    await server.arrived.next();
+    // Much more than the least rate does not help.
+    clock.pass(299_999);
+    await push.write(new Uint8Array(1_000));
+    await server.arrived.next();
+    clock.pass(2);
+    look.run();
+    assertEquals((await push.answered()).status, 408);
   },
 );
 
@@ -276,6 +282,7 @@ testExchanges(
       for (const client of clients) await client[Symbol.asyncDispose]();
     }
   },
+  ["net", "descriptors"],
 );
 
 /** A request with a body that goes on, from an address. */

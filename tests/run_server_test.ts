@@ -8,7 +8,7 @@ import { runServer } from "websockets/script.ts";
 import { describeFlags, parseFlags } from "../websockets/script/flags.ts";
 import { SERVER_FLAGS, withFlags } from "../websockets/script/server.ts";
 import { test } from "./needs.ts";
-import { Script } from "./programs.ts";
+import { openssl, Script } from "./programs.ts";
 import { ask, handshake } from "./raw.ts";
 import { makeFolder, ROOT } from "./readme.ts";
 
@@ -175,13 +175,6 @@ test(
     assertEquals((await ask(port, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")).status, 200);
   },
 );
-
-/** Runs OpenSSL in a folder. */
-async function openssl(folder: string, command: string): Promise<void> {
-  const options = { args: command.split(" "), cwd: folder, stderr: "piped" } as const;
-  const { success, stderr } = await new Deno.Command("openssl", options).output();
-  assert(success, new TextDecoder().decode(stderr));
-}
 
 test(
   { needs: "run" },

@@ -5,7 +5,7 @@ import { delay } from "@std/async";
 import { handler } from "../server.ts";
 import { startServer, TestClient } from "./helpers.ts";
 import { test } from "./needs.ts";
-import { Script } from "./programs.ts";
+import { certify, Script } from "./programs.ts";
 import { ask, frame, handshake, RawClient } from "./raw.ts";
 
 const TEXT = 1;
@@ -211,12 +211,7 @@ test(
   async () => {
     const folder = await Deno.makeTempDir();
     try {
-      const [cert, key] = [`${folder}/cert.pem`, `${folder}/key.pem`];
-      const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 " +
-        "-subj /CN=localhost -addext subjectAltName=DNS:localhost " +
-        `-addext basicConstraints=critical,CA:FALSE -keyout ${key} -out ${cert}`;
-      const openssl = await new Deno.Command("openssl", { args: request.split(" ") }).output();
-      assert(openssl.success, new TextDecoder().decode(openssl.stderr));
+      const { cert, key } = await certify(folder, "DNS:localhost");
       const flags = ["--port", "0", "--cert", cert, "--key", key];
       await using server = new Script("server.ts", flags, ["--allow-net", "--allow-read"]);
       const line = await server.lines.next();

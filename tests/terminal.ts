@@ -2,6 +2,7 @@
 
 import { assert } from "@std/assert";
 import { Inbox, within } from "./helpers.ts";
+import { PLAIN } from "./programs.ts";
 
 /** How the command is started. It takes the place of the shell: some shells end by Ctrl-C themselves. */
 export function start(url: string, flags = ""): string {
@@ -102,7 +103,7 @@ export class Terminal implements AsyncDisposable {
     this.#process = new Deno.Command("script", {
       args: ["-qec", `stty cols 40 rows 20; tty; ${command}`, "/dev/null"],
       cwd: new URL("../", import.meta.url),
-      env: { NO_COLOR: "1", TERM: "xterm", SHELL: "/bin/sh" },
+      env: { ...PLAIN, TERM: "xterm", SHELL: "/bin/sh" },
       stdin: "piped",
       stdout: "piped",
     }).spawn();

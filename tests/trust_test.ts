@@ -528,7 +528,7 @@ test(
 );
 
 test(
-  { needs: "run" },
+  { needs: ["run", "descriptors"] },
   "more clients than 1,024 descriptors, the usual limit, are all answered",
   async () => {
     const server = await Script.server("server.ts", "--quiet");

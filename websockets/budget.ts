@@ -19,6 +19,8 @@ const SHARE = 1 / 8;
 const SHORT_TICK = 1;
 /** Milliseconds between ticks for all others for which something waits. */
 const LONG_TICK = 500;
+/** Milliseconds that a tick is late on a busy system. What is more, the process stood still. */
+const MAX_LATENESS = 50;
 /** The part of the budget that may wait beyond it before a client that is not to blame has to go. */
 const TOLERANCE = 1 / 4;
 
@@ -140,7 +142,8 @@ export class Budget {
   measureAll(): void {
     const now = performance.now();
     if (now < this.#measureAt) return;
-    this.clock += Math.min(now - this.#tickedAt, READ_INTERVAL / 2);
+    // While the process stands still, no client can take anything, and no tick comes.
+    this.clock += Math.min(now - this.#tickedAt, this.#pause + MAX_LATENESS, READ_INTERVAL / 2);
     this.#tickedAt = now;
     this.#handed = 0;
     for (const client of this.#busy) {
@@ -186,8 +189,8 @@ export class Budget {
 
   #tick() {
     const now = performance.now();
-    this.#pause = Infinity;
     this.measureAll();
+    this.#pause = Infinity;
     let pause = LONG_TICK;
     for (const client of [...this.#busy]) {
       if (client.isEager) {
@@ -212,5 +215,6 @@ export class Budget {
 
 /** Measuring very many clients takes a while, and must not be all that the server does. */
 function pauseAfter(start: number): number {
-  return Math.max(SHORT_TICK, 4 * (performance.now() - start));
+  // If the process stood still meanwhile, that took no longer.
+  return Math.min(LONG_TICK, Math.max(SHORT_TICK, 4 * (performance.now() - start)));
 }

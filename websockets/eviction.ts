@@ -6,8 +6,13 @@ import { type BudgetClient, costOf, type WaitingMessage } from "./waiting.ts";
 const SENT_TOO_MUCH = "It sent more than could be taken.";
 const READ_TOO_LITTLE = "It read too little while too much was waiting.";
 
-/** Milliseconds in which a client that reads takes something, even from a busy server. */
+/** Milliseconds after which it begins to show whether a client reads. */
 export const READ_INTERVAL = 1_000;
+/**
+ * Milliseconds for which a client may take nothing, unless it is urgent. Linux takes about 1.5 MB for
+ * a client, and then nothing until that is read, for which a line of 4 Mbit/s needs this time.
+ */
+export const PATIENCE = 3_000;
 
 /** A client that has to go, and why. */
 export interface Eviction {
@@ -32,7 +37,7 @@ export function chooseEvictions(
   enough: number,
   isUrgent: boolean,
 ): Eviction[] {
-  const patience = isUrgent ? 0 : READ_INTERVAL;
+  const patience = isUrgent ? 0 : PATIENCE;
   const sent = new Sums();
   const notRead = new Sums();
   /** For how long one of its clients is behind. */

@@ -38,7 +38,7 @@ function roomOf({ url }: Request): string {
   return new URL(url).searchParams.get("room") ?? "";
 }
 
-/** Refuses names of rooms that can't be printed, or be a part of a NATS subject. */
+/** Refuses a room whose name is empty or too long, and several rooms at once. */
 export function checkRoom({ url }: Request): Response | undefined {
   const [name, ...others] = new URL(url).searchParams.getAll("room");
   if (name === undefined || others.length === 0 && /^.{1,100}$/su.test(name)) return;
@@ -67,7 +67,7 @@ if (import.meta.main) {
     "subject NAME": "the NATS subject that their rooms have in common (broadcast)",
     replay: "with --nats: keep messages in JetStream, so that clients can follow on each server",
   };
-  // The page follows by itself, where messages are given again after a loss.
+  // The page follows by itself where a room can be replayed.
   const page = () => rooms.canReplay ? html.replace("<html", "<html data-replay") : html;
   const processRequest = [checkRoom, push];
   const options = { port: 9998, page, processRequest, flags, release: () => rooms.close() };

@@ -183,7 +183,7 @@ Deno.test("where nobody is to blame, the one for which most waits goes if it is 
   assertEquals(choose([...many, one], { isUrgent: true }), [[3, READ_TOO_LITTLE]]);
 });
 
-Deno.test("of two that are to blame for as much, it is who takes nothing, and then the first", () => {
+Deno.test("of two that are to blame for as much, the one that takes nothing goes, or the first", () => {
   const sender = makeClient({ unread: 100 });
   assertEquals(choose([sender, makeSleeper({ handed: 100 })]), [[1, READ_TOO_LITTLE]]);
   assertEquals(choose([sender, makeClient({ unread: 100 })]), [[0, SENT_TOO_MUCH]]);

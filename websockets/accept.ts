@@ -28,7 +28,7 @@ export const SHUTDOWN_TIMEOUT = 5_000;
  * Lets clients in as `serve` does, at a server that listens already: give `answer` of the result to
  * `Deno.serve`, or call it beside routes of your own for each request that `isHandshake`.
  *
- * @throws {RangeError} for a limit that would let everyone in, or nobody.
+ * @throws {RangeError} for a limit that is out of its bounds.
  */
 export function accept(handler: Handler, options: AcceptOptions = {}): Acceptor {
   return new Acceptor(handler, options);
@@ -72,7 +72,7 @@ export class Acceptor implements AsyncDisposable {
     return this.#refused;
   }
 
-  /** How many clients were dropped, because too much waited or because they did not answer. */
+  /** How many clients were dropped: too much waited, or they did not read or close in time. */
   get dropped(): number {
     return this.#budget.dropped;
   }
@@ -82,13 +82,13 @@ export class Acceptor implements AsyncDisposable {
     return this.#budget.bytes + this.#requests.bytes;
   }
 
-  /** Whether more waits for clients than may: then nobody is let in, and no handler should add. */
+  /** Whether more than `maxWaiting` waits for the clients: then nobody is let in. */
   get isFull(): boolean {
     return this.#budget.isFull;
   }
 
   /**
-   * Counts bytes that wait elsewhere for these clients; less of them if negative.
+   * Counts bytes that wait elsewhere for these clients; fewer if negative.
    *
    * @throws {RangeError} if that is no whole number.
    */
@@ -97,7 +97,7 @@ export class Acceptor implements AsyncDisposable {
     if (bytes > 0) this.#budget.enforce();
   }
 
-  /** Has `free` called to free so many bytes of what it has counted, before a client has to go. */
+  /** Calls `free` before a client has to go, to free so many of the bytes that were counted here. */
   whenFull(free: (bytes: number) => void): void {
     this.#budget.reclaim.add(free);
   }
@@ -204,7 +204,7 @@ export class Acceptor implements AsyncDisposable {
       this.#refused[isLate ? "shutdown" : "maxClients"]++;
       socket.close(1013, "Try again later.");
     };
-    // A client counts from here on, because a handshake that is reset by its client never opens.
+    // A client counts when its connection is open: a handshake that its client resets never opens.
     socket.addEventListener("open", admit, { once: true });
     return response;
   }

@@ -19,7 +19,7 @@ const SHARE = 1 / 8;
 const SHORT_TICK = 1;
 /** Milliseconds between ticks for all others for which something waits. */
 const LONG_TICK = 500;
-/** Milliseconds that a tick is late on a busy system. What is more, the process stood still. */
+/** Milliseconds that a tick may be late on a busy system. If it is later, the process stood still. */
 const MAX_LATENESS = 50;
 /** The part of the budget that may wait beyond it before a client that is not to blame has to go. */
 const TOLERANCE = 1 / 4;
@@ -28,7 +28,7 @@ const TOLERANCE = 1 / 4;
 export class Budget {
   /** How many bytes may wait. */
   readonly maxBytes: number;
-  /** Milliseconds that a client has to take something, or to answer a Close frame. */
+  /** Milliseconds in which a client must take something, or answer a Close frame. */
   timeout: number;
   /** Milliseconds in which something waited, without those in which the process was stopped. */
   clock = 0;
@@ -38,7 +38,7 @@ export class Budget {
   readonly clients: Set<BudgetClient> = new Set();
   /** The messages that wait for them. */
   readonly messages: WaitingMessages = new WaitingMessages();
-  /** Called with so many bytes to free what is only kept in case, before a client has to go. */
+  /** Each is called before a client has to go, to free so many bytes for which nobody waits. */
   readonly reclaim: Set<(bytes: number) => void> = new Set();
   /** The clients for or from which something waits, or which are being closed. */
   readonly #busy = new Set<BudgetClient>();
@@ -49,7 +49,7 @@ export class Budget {
   #handed = 0;
   /** With more bytes than this, the next client has to go. */
   #limit = 0;
-  /** When that is to be looked at again, on the clock, although no more waits. */
+  /** When, on the clock, this limit is checked again, although no more waits. */
   #lookAgainAt = 0;
   #tickedAt = 0;
   /** When `measureAll` is due again. */
@@ -73,7 +73,7 @@ export class Budget {
   }
 
   /**
-   * Counts bytes that wait; less of them if negative.
+   * Counts bytes that wait; fewer if negative.
    *
    * @throws {RangeError} for what is no whole number: it would spoil the account for ever.
    */
@@ -131,8 +131,8 @@ export class Budget {
   }
 
   /**
-   * Finds clients that the runtime is closing, because they have not answered its ping. Its Close
-   * frame waits for ever if the system takes nothing more for a client, and the runtime tells nobody.
+   * Closes clients that the runtime is closing, because they have not answered its ping. The runtime's
+   * Close frame waits for ever if the system takes nothing more for a client, and it tells nobody.
    */
   findClosing(): void {
     for (const client of this.clients) if (!client.isOpen) client.close({ code: 1001, reason: "" });
@@ -215,6 +215,6 @@ export class Budget {
 
 /** Measuring very many clients takes a while, and must not be all that the server does. */
 function pauseAfter(start: number): number {
-  // If the process stood still meanwhile, that took no longer.
+  // If the process stood still meanwhile, the measuring itself took less time than that.
   return Math.min(LONG_TICK, Math.max(SHORT_TICK, 4 * (performance.now() - start)));
 }

@@ -58,7 +58,7 @@ export class Clients {
     });
   }
 
-  /** Calls the handler. It is not async, because that would keep the request for as long. */
+  /** Calls the handler. It is not async, because that would keep the request until the handler ends. */
   #call(client: Connection, request: Request): unknown {
     try {
       return this.#handler(client, request);

@@ -38,8 +38,8 @@ export function handled<Promised extends Promise<unknown>>(promise: Promised): P
 let servers = 0;
 
 /**
- * Keeps a rejection from ending the process if it only tells of the end of a connection. Async code
- * that awaits `send` in a timer, for one, makes a promise of its own, which nobody awaits.
+ * Keeps a rejection from ending the process if it only tells of the end of a connection. For
+ * example, async code that awaits `send` in a timer makes a promise of its own, which nobody awaits.
  *
  * @returns Ends this, when each server has called its own.
  */

@@ -9,8 +9,8 @@ const READ_TOO_LITTLE = "It read too little while too much was waiting.";
 /** Milliseconds after which it begins to show whether a client reads. */
 export const READ_INTERVAL = 1_000;
 /**
- * Milliseconds for which a client may take nothing, unless it is urgent. Linux takes about 1.5 MB for
- * a client, and then nothing until that is read, for which a line of 4 Mbit/s needs this time.
+ * Milliseconds for which a client may take nothing, unless it is urgent. Linux takes about 1.6 MB for
+ * a client at once, and nothing more until that is read. A line of 4 Mbit/s needs this time for it.
  */
 export const PATIENCE = 3_000;
 
@@ -23,11 +23,11 @@ export interface Eviction {
 /**
  * Chooses the clients that are to blame for most of what waits. Those that are behind are to blame
  * for what waits for them, however many they are. A client is to blame for what its handler has not
- * read, and for what it has made a handler send, if nobody is behind with it or it waits for this
- * client as well.
+ * read. It is to blame for a message that it has made a handler send, if the message waits for this
+ * client as well, or for nobody who is behind.
  *
  * @param clock Now, on the clock of the budget.
- * @param enough Bytes for which clients are to blame at least before they have to go.
+ * @param enough Bytes for which clients must be to blame before they have to go.
  * @param isUrgent Whether one has to go at once, even if nobody is to blame for that much.
  * @returns One client, or all that are behind: they go in this order until there is room again.
  */
@@ -40,7 +40,7 @@ export function chooseEvictions(
   const patience = isUrgent ? 0 : PATIENCE;
   const sent = new Sums();
   const notRead = new Sums();
-  /** For how long one of its clients is behind. */
+  /** The longest time for which one of its clients is behind. */
   const waiting = new Map<WaitingMessage, number>();
   /** Those that wait for their cause as well: it sends faster than it takes. */
   const own = new Set<WaitingMessage>();
@@ -75,8 +75,8 @@ export function chooseEvictions(
 
 /**
  * For how many milliseconds a client has taken nothing, if it is behind, and else 0. It is behind if
- * that is more than half of the time for which something waits for it. The first moment of this time
- * shows nothing: then the system takes what the client may never read, and late if it is busy.
+ * that is more than half of the time for which something waits for it. The first second of this time
+ * shows nothing: then the system takes what the client may never read, and a busy one takes it late.
  */
 function timeBehind({ handed, queue, takenAt }: BudgetClient, clock: number): number {
   if (handed === 0) return 0;

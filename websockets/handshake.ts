@@ -23,7 +23,7 @@ export class Refusals {
   maxWaiting = 0;
   /** `processRequest` refuses, fails or is too late. */
   processRequest = 0;
-  /** The body is too large or too slow, or its length is none. */
+  /** The body is too large or too slow, or has no valid length. */
   body = 0;
   /** The server is stopping. */
   shutdown = 0;

@@ -29,7 +29,7 @@ export interface AcceptOptions {
   /**
    * Sees every request that keeps the rules, before it is answered, as `process_request` does in
    * Python. A `Response` refuses a handshake or answers another request; `undefined` lets it go
-   * on. Of several, the first answer counts. It may be async, and take `idleTimeout` for it:
+   * on. Of several, the first answer counts. It may be async, and take `idleTimeout` at the most:
    * `info.completed` is done when nobody waits for the answer any longer. A `ConnectionClosed` with 1013
    * that it throws is answered with 503. The handler of a client gets the same `Request`.
    */
@@ -44,11 +44,11 @@ export interface AcceptOptions {
   maxBody?: number | undefined;
   /** Clients at a time, 10,000 unless given. The others get 503. */
   maxClients?: number | undefined;
-  /** Bytes that may wait for all clients together, 1 GiB unless given. */
+  /** Bytes that may wait for all clients together: 1 GiB, or ¼ of V8's heap if less, unless given. */
   maxWaiting?: number | undefined;
   /** Seconds that a client may be silent, or take nothing; 30 unless given, 0 is for ever. */
   idleTimeout?: number | undefined;
-  /** Told which clients are refused or dropped, and which errors the handler makes. */
+  /** Told which clients are refused or dropped, and what the handler and `processRequest` throw. */
   log?: Log | undefined;
 }
 
@@ -58,9 +58,9 @@ export interface ServeOptions extends AcceptOptions {
   port?: number | undefined;
   /** `localhost` unless given; `0.0.0.0` is every address of this machine. */
   hostname?: string | undefined;
-  /** Certificate and private key for wss, in PEM. */
+  /** The certificate for wss, in PEM. */
   cert?: string | undefined;
-  /** The private key of `cert`. */
+  /** The private key of `cert`, in PEM. */
   key?: string | undefined;
   /** Stops the server as `shutdown` does when it aborts. */
   signal?: AbortSignal | undefined;
@@ -73,7 +73,7 @@ export type Limits = Record<Limit, number> & Record<"origins" | "subprotocols", 
 /**
  * The options that are given, or else the constants of the same name.
  *
- * @throws {RangeError} for a limit that would let everyone in, or nobody.
+ * @throws {RangeError} for a limit that is out of its bounds.
  */
 export function limitsOf(options: AcceptOptions): Limits {
   const { maxMessage = MAX_MESSAGE, maxBody = maxMessage, maxClients = MAX_CLIENTS } = options;

@@ -96,7 +96,7 @@ export class Outbox implements BudgetClient {
     if (this.isEager) this.handOver();
   }
 
-  /** Sends a Close frame when all that waits is taken. In the runtime it would wait for ever. */
+  /** Sends a Close frame when all that waits is taken: in the runtime, it could wait for ever. */
   close(closing: Close): void {
     if (this.closing) return;
     this.closing = closing;
@@ -167,7 +167,7 @@ export class Outbox implements BudgetClient {
 
   #fits(bytes: number): boolean {
     if (this.budget.hasRoom(this.handed, bytes)) return true;
-    // A loop that awaits `send` of empty messages leaves its turn here.
+    // A loop that awaits `send` of empty messages waits here, so that others have their turn.
     if (this.#handed.isEmpty) return false;
     this.measure();
     this.budget.measureAll();

@@ -1,5 +1,5 @@
 // A request while `processRequest` decides about it: its functions are asked one after the other, its
-// body is counted while it arrives, and both have their time.
+// body is counted while it arrives, and both have a time limit.
 
 import { delay } from "@std/async";
 import { isConnectionClosed } from "./connection_closed.ts";
@@ -7,7 +7,7 @@ import { isHandshake, type Refusals, refuse } from "./handshake.ts";
 import { describeError, type Log } from "./log.ts";
 import type { ProcessRequest, RequestInfo } from "./options.ts";
 
-/** Bytes of a body in a second, beyond its first time: as few as Apache asks for. */
+/** Bytes for which a body may take a second beyond the timeout: as few as Apache asks for. */
 const MIN_BODY_RATE = 500;
 /** Milliseconds that a body may take in all: as long as Node.js waits for a request. */
 const MAX_BODY_TIME = 300_000;
@@ -23,7 +23,7 @@ export interface RequestLimits {
   timeout: number;
   /** Aborts when the server stops. */
   stopping: AbortSignal;
-  /** Counts bytes of a body that wait; less of them if negative. */
+  /** Counts bytes of a body that wait; fewer if negative. */
   count(bytes: number): void;
   /** Where the requests are counted that are refused. */
   refused: Refusals;

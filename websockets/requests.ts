@@ -61,7 +61,7 @@ export class Requests {
     return answer.finally(() => all.delete(pending)).then((answer) => answer ?? goOn());
   }
 
-  /** Counts bytes of bodies that wait; less of them if negative. */
+  /** Counts bytes of bodies that wait; fewer if negative. */
   #count(bytes: number) {
     this.#bytes += bytes;
     while (this.#bytes > this.#maxBytes && this.#makeRoom());
@@ -69,8 +69,8 @@ export class Requests {
 
   /**
    * Gives up the oldest body that still arrives, of the address from which most of them come. So an
-   * address takes no room from others, and behind a proxy, whose address is that of all, the slowest
-   * body has to go.
+   * address takes no room from others. Behind a proxy, all come from one address, and the oldest of
+   * all has to go.
    *
    * @returns Whether there was one.
    */

@@ -8,7 +8,7 @@ import type { ServeOptions } from "./options.ts";
 /**
  * Starts a WebSocket server, as `websockets.serve` does in Python.
  *
- * @throws {RangeError} for a limit that would let everyone in, or nobody.
+ * @throws {RangeError} for a limit that is out of its bounds.
  * @throws {Deno.errors.AddrInUse} if the port is taken, and whatever else `Deno.serve` throws.
  */
 export function serve(handler: Handler, options: ServeOptions = {}): Server {

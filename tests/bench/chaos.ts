@@ -25,7 +25,7 @@ const ROOMS = ["red", "green", "blue", "white"];
 /** A room of large messages, in which some read nothing for a while. */
 const SLOW_ROOM = "slow";
 const SLOW_READERS = 6;
-/** Bytes of its messages, and how many come at once: more than systems take for a reader, for seconds. */
+/** Bytes of its messages, and how many come in a burst: more than systems take for a reader. */
 const [LARGE, BURST] = [200_000, 100];
 /** Milliseconds between two of these bursts, at the most. */
 const BURST_PAUSE = 8_000;
@@ -37,7 +37,7 @@ const MAX_SLOW_BYTES = 4_000_000;
 const [SPEAKERS, PAUSE] = [6, 60];
 /** Faults that are printed of each kind of servers. */
 const MAX_LINES = 10;
-/** Milliseconds between the last messages, and for how long they are said to those that are away. */
+/** Milliseconds between two messages of `#meet`, and after which it gives up. */
 const [MEETING_PAUSE, PATIENCE] = [100, 60_000];
 
 /** Gives each push a connection of its own. If one is lost that was used before, `fetch` pushes again. */
@@ -105,7 +105,7 @@ class Chaos {
   /** Aborts when nobody has to follow any more. */
   readonly #end = new AbortController();
 
-  /** Does all of it at once, then lets everyone hear the end: what is counted. */
+  /** Does all of it at once, and then lets everyone hear the end. It returns what was counted. */
   async run({ servers, start, follow }: Kind, seconds: number) {
     const isJoined = servers > 1;
     await using folder = await makeFolder();
@@ -167,7 +167,7 @@ class Chaos {
     }
   }
 
-  /** Breaks one thing after the other, each every minute, or thrice in a short run. */
+  /** Breaks one thing after the other: each once a minute, or three times in a short run. */
   async #break(breaks: Record<string, () => Promise<void>>, seconds: number) {
     const all = Object.entries(breaks);
     const pause = Math.min(60, seconds / 3) / all.length * 1000;

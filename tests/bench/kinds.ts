@@ -44,7 +44,7 @@ export async function allKinds(socketIo?: string): Promise<Record<string, Kind>>
   };
 }
 
-/** Socket.IO's own client recovers by itself. That it has not is told as an unknown number. */
+/** Socket.IO's own client recovers by itself. If it has not, an unknown number is told as lost. */
 async function loadSocketIo(folder: string): Promise<Kind> {
   const path = `${folder}/node_modules/socket.io-client/dist/socket.io.esm.min.js`;
   const { Manager } = await import(`file://${await Deno.realPath(path)}`);

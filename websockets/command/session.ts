@@ -47,7 +47,7 @@ export interface Display {
 
 /**
  * Connects, and shows what arrives until the connection is closed, enough has arrived, or `leaving`
- * aborts: then it says goodbye, and shows what arrives before the server has closed as well. A server
+ * aborts: then it closes, and shows what arrives before the server has closed as well. A server
  * that was never there is not waited for.
  *
  * @returns How the last connection was closed.

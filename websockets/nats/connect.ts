@@ -20,7 +20,7 @@ export interface LinkOptions {
   url: string;
   /** Told when NATS is lost and back, and what was not relayed. */
   log: Log;
-  /** What NATS gets to let a server in, and to take what waits when a server stops (3,000). */
+  /** What NATS may take to let a server in, to answer, and to take the rest when one stops (3,000). */
   timeout?: number;
   /** Between pings: a NATS that vanished is noticed when two were not answered (5,000). */
   pingInterval?: number;

@@ -8,7 +8,7 @@ import { Losses } from "./rooms.ts";
 import { DUPLICATE_WINDOW, isUnheard, RefusedError, type Stream } from "./stream.ts";
 import { BATCH, MAX_OUTGOING, QUEUED_COST, Waiting } from "./waiting.ts";
 
-/** Milliseconds that a message waits at the most: NATS would not know it again much later. */
+/** Milliseconds that a message waits at the most. NATS knows it again for twice as long. */
 const MAX_WAIT = DUPLICATE_WINDOW / 2;
 
 /** Sends messages, and each of them again until it is confirmed. */
@@ -18,7 +18,7 @@ export class Publisher {
   readonly #link: Link;
   readonly #stream: Stream;
   readonly #lost: Losses;
-  /** Done when the message before the next one is on its way. */
+  /** Done when the last message is on its way, so that the next one may follow. */
   #sent = Promise.resolve();
   #sentBytes = 0;
   #confirmed = Promise.withResolvers<void>();
@@ -31,7 +31,7 @@ export class Publisher {
   }
 
   /**
-   * Says a message after all others. Done when it is kept: its position.
+   * Says a message after all others. Done when it is kept, with its position.
    *
    * @throws {ConnectionClosed} with 1013 if nobody knows whether it is kept.
    */
@@ -71,7 +71,7 @@ export class Publisher {
       try {
         if (this.#link.isAway) await deadline(this.#link.back, end - performance.now(), { signal });
         const { epoch } = await abortable(state(), signal);
-        // Another stream does not know it again.
+        // Another stream would store it again.
         if (sentIn !== undefined && sentIn !== epoch) break;
         const before = sentIn;
         sentIn = epoch;

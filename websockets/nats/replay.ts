@@ -64,7 +64,8 @@ export class ReplayRelay implements RoomRelay {
   }
 
   /**
-   * Hears a room too, and tells what is kept of it. Done when all that was said before is received.
+   * Hears a room as `enter` does, and tells what is kept of it. Done when all that was said before is
+   * received.
    *
    * @throws {ConnectionClosed} with 1013 if NATS is away, or does not answer in time.
    */
@@ -90,7 +91,7 @@ export class ReplayRelay implements RoomRelay {
   }
 
   /**
-   * Says a message in a room. Done when it is kept: its position.
+   * Says a message in a room. Done when it is kept, with its position.
    *
    * @throws {ConnectionClosed} with 1013 if nobody knows whether it is kept.
    */

@@ -8,7 +8,7 @@ import type { Link } from "./link.ts";
 import type { Losses, RelayedRooms } from "./rooms.ts";
 import { MAX_KEPT, numberIn, type Stored, type Stream } from "./stream.ts";
 
-/** Milliseconds between two looks whether the clients of this server have taken what waits. */
+/** Milliseconds between two checks whether the clients of this server have taken what waits. */
 const FULL_WAIT = 100;
 
 /** What a room needs of its relay. */
@@ -34,17 +34,17 @@ export class ReplayedRoom {
   readonly #name: string;
   readonly #source: RoomSource;
   #subscription: Subscription | undefined;
-  /** Whether the server is to be told what is kept, too. */
+  /** Whether the rooms are to be told what is kept, too. */
   #isFollowed = false;
-  /** Whether it was told so. */
+  /** Whether they were told that. */
   #isLoaded = false;
   /** The stream that the numbers are of; "" before that is known. */
   #epoch = "";
-  /** A number up to which the server was told all messages. */
+  /** A number up to which the rooms were told all messages. */
   #told = 0;
   /** A number up to which all messages were read or heard. */
   #end = 0;
-  /** The last of them, until it is known what is gone before them. Reading goes on behind them. */
+  /** The last of these messages, until it is known what is gone before them. */
   #kept: Stored[] = [];
   /** Whether the stream is to be read once more. */
   #isStale = false;
@@ -95,7 +95,7 @@ export class ReplayedRoom {
     return promise;
   }
 
-  /** Does what `update` does, and tells the server what is kept, too. */
+  /** Does what `update` does, and tells the rooms what is kept, too. */
   follow(): Promise<void> {
     if (!this.#isFollowed) {
       this.#isFollowed = true;
@@ -172,13 +172,13 @@ export class ReplayedRoom {
     while (isFull() && !this.#isClosed) await delay(FULL_WAIT);
     const { epoch, last } = await stream.state();
     if (epoch !== this.#epoch) {
-      // What was said before a room is entered is not for its clients. All of another stream is.
+      // What was said before the room was entered is not for its clients. All of a later stream is.
       this.#told = this.#epoch === "" ? last : 0;
       this.#epoch = epoch;
       this.#restart();
     }
     const kept = this.#kept;
-    // At this moment there are no more than that. What comes faster than it is read is read next time.
+    // The stream has no more than that of a room. What is stored meanwhile may be read next time.
     for (let count = 0; count < MAX_KEPT && !this.#isClosed; count++) {
       const end = this.#end;
       const stored = await stream.next(this.#name, end);
@@ -187,14 +187,14 @@ export class ReplayedRoom {
       if (!stored) break;
       this.#keep(stored);
     }
-    // This is asked last, because what was the oldest may have gone meanwhile. Where a room has fewer
-    // messages than it may have, what is gone was the oldest of all rooms.
+    // This is asked last, because the oldest message may have gone meanwhile. If the room has fewer
+    // messages than it may have, only those are gone that were the oldest of all rooms.
     const oldest = kept.length < MAX_KEPT ? undefined : await stream.next(this.#name, 0);
     const { epoch: lastEpoch, first } = await stream.state();
     if (this.#isClosed) return;
     if (kept !== this.#kept || epoch !== lastEpoch) return void (this.#isStale = true);
     this.#tellRead(Math.max(0, (oldest?.number ?? first) - 1));
-    // All that was said up to then has come.
+    // All that was said up to `last` has come.
     this.#told = this.#end = Math.max(this.#end, last);
     if (!this.#isStale) this.#mayMiss = false;
   }

@@ -24,7 +24,7 @@ export interface RelayOptions extends LinkOptions {
 
 /** What a relay tells what it hears. */
 export interface RelayedRooms {
-  /** Told each message of another server. With `replay`, it is told those of this server too, and numbers. */
+  /** Told each message of another server. With `replay`, also those of this server, and all numbers. */
   receive(room: string, message: Message, number?: number): void;
   /** With `replay`, told what is kept of a room. */
   load?(room: string, kept: KeptMessages): void;

@@ -1,8 +1,8 @@
 // The stream of NATS JetStream that keeps what is said in all rooms, by plain requests to NATS.
 //
-// Each room has one subject, `SUBJECT.<room>.message`, so that text and binary have one order. NATS
-// says what it has stored again, as `republished.SUBJECT.<room>.message`, with its number and that of
-// the message before it in the same room.
+// Each room has one subject, `SUBJECT.<room>.message`, so that text and binary have one order. When
+// NATS has stored a message, it sends it as `republished.SUBJECT.<room>.message`, with its number and
+// that of the message before it in the same room.
 
 import type { Msg, MsgHdrs, NatsConnection } from "@nats-io/nats-core/internal";
 import type { Message } from "../message.ts";
@@ -15,7 +15,7 @@ import { roomSubject } from "./rooms.ts";
 export const MAX_KEPT = 1_000;
 /** Bytes of all rooms, in the memory of NATS. */
 const MAX_BYTES = 64 * 1024 ** 2;
-/** Nanoseconds of a day. A room in which nobody has spoken for so long can't tell that nothing is gone. */
+/** Nanoseconds of a day. If a room is silent for so long, nobody knows whether something is gone. */
 const MAX_AGE = 24 * 60 * 60 * 1e9;
 /** Milliseconds in which NATS knows a message again that is sent twice. */
 export const DUPLICATE_WINDOW = 120_000;
@@ -168,7 +168,7 @@ export class Stream {
 /** What JetStream refuses. */
 export class RefusedError extends Error {}
 
-/** Whether nobody has heard a request, as there is no stream or no JetStream. */
+/** Whether nobody has heard a request, because there is no stream or no JetStream. */
 export function isUnheard(error: unknown): boolean {
   return error instanceof Error && error.message.startsWith("no responders");
 }

@@ -33,7 +33,7 @@ export class Waiting {
     this.#budget = budget;
   }
 
-  /** Counts more bytes that wait; less of them if negative. */
+  /** Counts more bytes that wait; fewer if negative. */
   count(bytes: number): void {
     this.#bytes += bytes;
     this.#budget?.countWaiting(bytes);

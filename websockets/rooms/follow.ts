@@ -16,7 +16,7 @@ export interface FollowOptions extends ConnectOptions {
 export interface Followed {
   /** What was said, or `undefined` where messages are lost. */
   message: Message | undefined;
-  /** How many messages are gone, and come no more; `Infinity` if nobody knows. Else it is 0. */
+  /** How many messages are gone, and come no more; `Infinity` if nobody knows. A message has 0. */
   lost: number;
   /** Where this is in the room, for `after` of another `follow`. */
   position: string;

@@ -3,7 +3,7 @@
 import { type Content, copyOf, type Message } from "../message.ts";
 import { MESSAGE_COST } from "../waiting.ts";
 
-/** Characters of a position: no epoch and number are longer. */
+/** Characters of a position, at the most. */
 export const MAX_POSITION = 40;
 
 /** A message that is kept. */
@@ -36,8 +36,8 @@ export class History {
   /**
    * @param epoch What no other history has. It is short, and has letters, digits, `_` and `-`.
    * @param count Told how many more bytes are kept; fewer if negative.
-   * @param start The number from which on all messages are added with a number of their own. Without
-   * it, they get the next one.
+   * @param start The number after which all messages are added, each with a number of its own. Without
+   * it, each gets the next number.
    */
   constructor(epoch: string, count: (bytes: number) => void, start?: number) {
     this.#epoch = epoch;
@@ -59,7 +59,7 @@ export class History {
   /**
    * Numbers a message, and keeps it.
    *
-   * @returns The message with its position, for all followers; `undefined` if none is kept.
+   * @returns The message with its position, for all followers; `undefined` if nothing is to be kept.
    * @throws {RangeError} if `number` is not over that of the last one.
    */
   add(message: Message, number: number = this.#last + 1): Content | undefined {
@@ -80,7 +80,7 @@ export class History {
   /**
    * What a follower is sent when it comes: the position from which it goes on, and then what it has
    * missed. Behind the position, `lost 12` says how many messages are gone, or `lost` that nobody knows
-   * how many: then all that is kept is new to it. `missed 3` says how many come now.
+   * how many: then all that is kept follows. `missed 3` says how many come now.
    *
    * @param after The position that it had, of which nothing is believed; "" if it had none.
    */

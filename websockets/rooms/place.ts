@@ -2,7 +2,7 @@
 
 import type { Message } from "../message.ts";
 
-/** What the first message says: a position, how many messages are lost, and how many come again. */
+/** What the first message says: a position, how many messages are lost, and how many were missed. */
 const FIRST = /^([\w-]{1,23}\.\d{1,16})( lost(?: (\d{1,16}))?)?(?: missed (\d{1,16}))?$/;
 /** What each other message begins with. */
 const HEAD = /^([\w-]{1,23}\.\d{1,16})\n/;

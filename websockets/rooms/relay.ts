@@ -25,23 +25,24 @@ export interface RoomRelay {
   leave(room: string): void;
   /**
    * Tells the other servers what was said. Without `load`, they alone hear it. With `load`, it comes
-   * back to this server as well, and this is done when it is safe: its position.
+   * back to this server as well, and the promise is done when it is safe, with its position.
    *
    * @throws {ConnectionClosed} with 1013 if nobody knows whether it is safe.
    */
   publish(room: string, message: Message): Promise<string | void>;
   /**
-   * Hears a room too, where all servers hear the same messages in one order, each with a number. Done
-   * when `receive` was called for all that was said before, by any server. The first time, and
-   * when something may have been missed, it calls `load` of the rooms before it goes on to `receive`.
+   * Hears a room as `enter` does. A relay has this method if all servers hear the same messages in
+   * one order, each with a number. Done when `receive` was called for all that was said before, by any
+   * server. The first time, and when something may have been missed, it calls `load` of the rooms
+   * before it goes on to `receive`.
    *
    * @throws {ConnectionClosed} with 1013 if that can't be had now.
    */
   load?(room: string): Promise<void>;
-  /** The options of a server that takes no message which this can't tell. */
+  /** The options of a server that takes no message which the relay would not take. */
   limit(options: ServeOptions): ServeOptions;
-  /** Counts in the budget of a server what waits to be told. */
+  /** Counts in the budget of a server what waits for the other servers. */
   join(server: Acceptor): unknown;
-  /** Tells what still waits, and ends. */
+  /** Sends what still waits, and ends. */
   close(): Promise<void>;
 }

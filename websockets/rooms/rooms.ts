@@ -1,4 +1,4 @@
-// Rooms: what is said in one is heard by all of its clients, and again by those that lost it.
+// Rooms: all clients of one hear what is said in it, also those that come back after a loss.
 
 import type { Acceptor } from "../accept.ts";
 import type { Connection } from "../connection.ts";
@@ -14,7 +14,7 @@ import type { KeptMessages, RoomRelay } from "./relay.ts";
 const MAX_HISTORY = 2 * 1024 ** 2;
 /** Seconds that an empty room keeps them: clients try again after 30 s at the latest. */
 const HISTORY_TIMEOUT = 60;
-/** Empty rooms that keep something, at the most: as many as a server has clients. */
+/** Empty rooms that are remembered, at the most: as many as a server has clients. */
 const MAX_EMPTY_ROOMS = 10_000;
 
 /** What rooms keep. What is `undefined` is not given. */
@@ -34,7 +34,7 @@ export class Rooms {
   readonly #rooms = new Map<string, Room>();
   /** The empty rooms that are remembered, with the first one to be forgotten at the front. */
   readonly #empty = new Map<string, ReturnType<typeof setTimeout>>();
-  /** The histories that keep something. The first one is the first to give way. */
+  /** The histories that keep something. The first one is the first to be freed. */
   readonly #kept = new Set<History>();
   #keptBytes = 0;
   readonly #servers: Acceptor[] = [];
@@ -79,7 +79,7 @@ export class Rooms {
       room.clients.add(websocket);
       return await this.relay?.enter(name);
     }
-    // A relay that needs longer than this client may wait goes on until the client is back.
+    // A relay may need longer than this client may wait. Then it goes on until the client is back.
     room.isRemembered = this.canReplay;
     room.entering++;
     await Promise.resolve(this.relay?.load?.(name)).finally(() => room.entering--);
@@ -98,7 +98,7 @@ export class Rooms {
   }
 
   /**
-   * Says a message in a room. Done when other servers can take more of them.
+   * Says a message in a room. Done when the other servers can take more.
    *
    * @throws {ConnectionClosed} with 1013 if a relay can't tell whether it keeps the message.
    */
@@ -156,7 +156,7 @@ export class Rooms {
   }
 
   /**
-   * Counts what is kept in the `maxWaiting` of a server. It gives way before a client has to go.
+   * Counts what is kept in the `maxWaiting` of a server. It is freed before a client has to go.
    *
    * @returns The same server.
    */

@@ -1,6 +1,6 @@
 // The clock of the article's sentence.
 
-/** Milliseconds of the last half microsecond of a millisecond. */
+/** Milliseconds that the fraction of a millisecond has at the most. */
 const LAST = 0.9995;
 /** One moment on the clock of the system and on that of the process: only the latter tells microseconds. */
 let moment = { system: 0, process: 0 };

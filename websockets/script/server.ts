@@ -38,7 +38,7 @@ export interface RunServerOptions<Own extends Flags> extends ServeOptions {
   page?: ServedPage;
   /** The flags of this script, in addition to those of every server. */
   flags?: Own;
-  /** Called when all clients have left, before the process ends. */
+  /** Called when the server has stopped, before the process ends. */
   release?(): unknown;
 }
 

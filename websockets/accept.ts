@@ -59,7 +59,7 @@ export class Acceptor implements AsyncDisposable {
     this.#requests = new Requests([options.processRequest ?? []].flat(), limits, maxWaiting);
     this.#stopOverlooking = overlookRejections();
     if (timeout === Infinity) return;
-    this.#closingCheck = setInterval(() => this.#budget.findClosing(), timeout);
+    this.#closingCheck = setInterval(() => this.#budget.closeLost(), timeout);
   }
 
   /** The clients: each until its connection is closed and its handler has returned. */

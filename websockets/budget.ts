@@ -134,7 +134,7 @@ export class Budget {
    * Closes clients that the runtime is closing, because they have not answered its ping. The runtime's
    * Close frame waits for ever if the system takes nothing more for a client, and it tells nobody.
    */
-  findClosing(): void {
+  closeLost(): void {
     for (const client of this.clients) if (!client.isOpen) client.close({ code: 1001, reason: "" });
   }
 

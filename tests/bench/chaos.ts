@@ -52,7 +52,7 @@ function any<T>(items: T[]): T {
 }
 
 /** A server that is killed and started again, and the ways to it. */
-class Place implements AsyncDisposable {
+class Site implements AsyncDisposable {
   readonly port = freePort();
   readonly direct = { url: `ws://localhost:${this.port}/` };
   /** Resets connections. */
@@ -96,7 +96,7 @@ class Place implements AsyncDisposable {
 /** Servers of one kind that are broken again and again, and what is said to them meanwhile. */
 class Chaos {
   readonly ledger = new Ledger();
-  readonly #places: Place[] = [];
+  readonly #sites: Site[] = [];
   /** Each lets a follower send a message of so many bytes. */
   readonly #senders: ((size: number) => unknown)[] = [];
   readonly #broken: Record<string, number> = { kills: 0, "NATS restarts": 0 };
@@ -115,14 +115,14 @@ class Chaos {
     await using stack = new AsyncDisposableStack();
     const launch = (port: number) => start(port, nats.url);
     for (let count = 0; count < servers; count++) {
-      const place = stack.use(new Place(launch, this.#calm.signal));
-      await place.start();
-      this.#places.push(place);
+      const site = stack.use(new Site(launch, this.#calm.signal));
+      await site.start();
+      this.#sites.push(site);
     }
     const followings = Array.from({ length: FOLLOWERS }, (_, index) => this.#follow(index, follow));
     const breaks = {
       ...isJoined && { "NATS restarts": () => nats.stop().then(startNats) },
-      kills: () => any(this.#places).start(),
+      kills: () => any(this.#sites).start(),
     };
     const breakAll = async () => {
       await this.#meet();
@@ -139,9 +139,9 @@ class Chaos {
     this.ledger.check();
     return {
       messages: messages.length,
-      resets: sum(this.#places.map(({ cut }) => cut.cuts)),
+      resets: sum(this.#sites.map(({ cut }) => cut.cuts)),
       ...this.#broken,
-      "dropped (1008)": sum(this.#places.map(({ dropped }) => dropped)),
+      "dropped (1008)": sum(this.#sites.map(({ dropped }) => dropped)),
       ...counts,
       ...faults,
     };
@@ -155,7 +155,7 @@ class Chaos {
     const room = index <= SLOW_READERS ? SLOW_ROOM : ROOMS[index % ROOMS.length];
     const isDirect = index <= SLOW_READERS + ROOMS.length;
     const way = index < SLOW_READERS ? "slow" : isDirect ? "direct" : "cut";
-    const locate = () => `${any(this.#places)[way].url}?room=${room}`;
+    const locate = () => `${any(this.#sites)[way].url}?room=${room}`;
     const { signal } = this.#end;
     const following = follow(locate, signal);
     const follower = this.ledger.follow(room);
@@ -195,19 +195,19 @@ class Chaos {
   /** Pushes much at once while slow readers take nothing, so that they are dropped. */
   async #burst() {
     while (!this.#calm.signal.aborted) {
-      for (const { slow } of this.#places) slow.hold();
+      for (const { slow } of this.#sites) slow.hold();
       for (let count = 0; count < BURST && !this.#calm.signal.aborted; count++) {
         await this.#push(SLOW_ROOM, LARGE);
         await delay(below(PAUSE));
       }
-      for (const { slow } of this.#places) slow.release();
+      for (const { slow } of this.#sites) slow.release();
       await delay(below(BURST_PAUSE), { signal: this.#calm.signal }).catch(() => {});
     }
   }
 
   async #push(room: string, size: number): Promise<Said> {
     const said = this.ledger.say(room);
-    const url = `http://localhost:${any(this.#places).port}/?room=${room}`;
+    const url = `http://localhost:${any(this.#sites).port}/?room=${room}`;
     // A server that is killed does not answer. Nobody knows whether it has said the message.
     const answer = await fetch(url, { method: "POST", body: numbered(said.id, size), client })
       .then((response) => response.json()).catch(() => {});

@@ -27,7 +27,7 @@ export class Publisher {
   constructor(link: Link, stream: Stream) {
     this.#link = link;
     this.#stream = stream;
-    this.#lost = new Losses(link, "Messages not said, and told so to their senders");
+    this.#lost = new Losses(link, "Messages that NATS has not confirmed (their senders know it)");
   }
 
   /**
@@ -38,9 +38,8 @@ export class Publisher {
   async publish(room: string, message: Message): Promise<string> {
     const size = bytesOf(message) + QUEUED_COST;
     const isMuch = this.waiting.bytes > 0 && this.waiting.bytes + size > MAX_OUTGOING;
-    if (this.#closing.signal.aborted || this.#link.isAway && isMuch) {
-      throw this.#lose("too much waits");
-    }
+    if (this.#closing.signal.aborted) throw this.#lose("the relay is closed");
+    if (this.#link.isAway && isMuch) throw this.#lose("too much waits");
     const before = this.#sent;
     const sent = Promise.withResolvers<void>();
     this.#sent = sent.promise;

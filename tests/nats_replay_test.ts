@@ -382,15 +382,13 @@ streamTest(
     assertEquals(code, 1013);
     const waiting = Array.from({ length: 4 }, push);
     await assertRejects(push, ConnectionClosed);
-    await here.lines.next((line) =>
-      /^Messages not said, .+ senders: 1 \(too much waits\)\.$/.test(line)
-    );
+    await here.lines.next((line) => /^Messages that .+: 1 \(too much waits\)\.$/.test(line));
     const stopped = here[Symbol.asyncDispose]();
     for (const each of waiting) {
       await assertRejects(() => within(each, "the end"), ConnectionClosed);
     }
     await stopped;
-    await here.lines.next((line) => /^Messages not said, .+ senders: 4 \(.+\)\.$/.test(line));
+    await here.lines.next((line) => /^Messages that .+: 4 \(.+\)\.$/.test(line));
   },
 );
 
